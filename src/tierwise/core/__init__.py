@@ -1,0 +1,1 @@
+"""The pure heart: values and functions of values. No clock, dice, network, files, environment or globals."""

@@ -1,0 +1,292 @@
+"""Which of some candidates, in their order, is to be called next, seen what was tried: fallback, retry, ceilings.
+
+The one place where a `Call` is made, so the one place where its worst case and its ceiling are worked out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, Protocol
+
+import msgspec
+
+from tierwise.core.episode import (
+    PASSING,
+    About,
+    Ask,
+    Call,
+    Candidate,
+    Denied,
+    Episode,
+    Fact,
+    Failed,
+    Grade,
+    Replied,
+    Serve,
+    Told,
+)
+from tierwise.core.policy import Policy
+from tierwise.core.snapshot import Snapshot
+from tierwise.core.weigh import Weighed, affordable_tokens, worst_case_nano
+
+# A helper answers with a word or a number; reasoning models need a little room before it.
+HELPER_TOKENS = 256
+# What a helper is shown of a request and of a reply; enough for a judgement, bounded for the bill.
+HELPER_CHARACTERS = 6_000
+_HELPER_FRAME_TOKENS = 600
+# Two models that call the request wrong are right: it is the request.
+REJECTIONS = 2
+# Nobody waits longer than this between two attempts of one request.
+MAX_WAIT_MS = {"interactive": 2_000, "background": 10_000, "batch": 30_000}
+_BACKOFF_MS = 200
+
+
+class Need(msgspec.Struct, frozen=True):
+    """The walk cannot go on before this call was made."""
+
+    call: Call
+
+
+class Got(msgspec.Struct, frozen=True):
+    """The plan is done; this event holds what it was for."""
+
+    event: int
+
+
+class Spent(msgspec.Struct, frozen=True):
+    """The plan has nobody left to ask."""
+
+
+Result = Need | Got | Spent
+
+
+class _Say(Protocol):
+    def __call__(self, at: str, code: str, *facts: tuple[str, Fact]) -> None: ...
+
+
+class Attempts:
+    """The attempts of one walk. `candidates` and `say` are the walk's own notes."""
+
+    def __init__(
+        self, snapshot: Snapshot, policy: Policy, episode: Episode, candidates: dict[str, Candidate], say: _Say
+    ) -> None:
+        self.snapshot = snapshot
+        self.policy = policy
+        self.episode = episode
+        self.candidates = candidates
+        self.say = say
+
+    def first(
+        self,
+        at: str,
+        ordered: tuple[Weighed, ...],
+        final: bool,
+        about: About,
+        *,
+        code: Literal["order", "price", "quality"],
+    ) -> Result:
+        """The reply that this path already has, else a call of the first candidate that can still be asked."""
+        events = self.episode.events
+        mine = [event for event in events if event.at == at]
+        for i, event in enumerate(events):
+            if event.at == at and isinstance(event, Replied | Told):
+                return Got(i)
+        if self._exhausted(at, about):
+            return Spent()
+        tried = {event.model: event for event in mine}
+        for place, each in enumerate(ordered):
+            last = tried.get(each.model.id)
+            match last:
+                case Failed():
+                    self.note(each, "passed_over", "failed", ("kind", last.kind), ("status", last.status))
+                    continue
+                case Denied() if last.denial.code in ("step_limit", "retry_budget"):
+                    self.note(each, "passed_over", last.denial.code, ("scope", last.denial.scope))
+                    continue
+                case _:
+                    call = self._call(at, each, final, about, tried=last)
+            if call is None:
+                continue
+            self._note_all(ordered, place, code)
+            self.say(at, "chosen", ("model", each.model.id), ("by", code))
+            return Need(call)
+        return self._again(at, ordered, mine, final, about)
+
+    def note(
+        self,
+        each: Weighed,
+        verdict: Literal["chosen", "next", "passed_over", "dropped"],
+        code: str,
+        *facts: tuple[str, Fact],
+    ) -> None:
+        self.candidates[each.model.id] = Candidate(
+            model=each.model.id,
+            verdict=verdict,
+            code=code,
+            quality=each.quality,
+            cost_nano=each.cost_nano,
+            latency_ms=each.latency_ms,
+            price_nano=each.price_nano,
+            facts=facts,
+        )
+
+    def _note_all(self, ordered: tuple[Weighed, ...], chosen: int, code: str) -> None:
+        behind = {"order": "later_in_order", "price": "higher_price", "quality": "lower_quality"}[code]
+        for place, each in enumerate(ordered):
+            if place == chosen:
+                self.note(each, "chosen", code)
+            elif place > chosen:
+                over = (("over_nano", each.price_nano - ordered[chosen].price_nano),) if code == "price" else ()
+                self.note(each, "next" if place == chosen + 1 else "passed_over", behind, *over)
+
+    def _exhausted(self, at: str, about: About) -> bool:
+        """The limits of one request: failed attempts, calls of every kind, rejections."""
+        events = self.episode.events
+        calls = sum(not isinstance(event, Denied) and not getattr(event, "cached", False) for event in events)
+        if calls >= self.policy.calls:
+            self.say(at, "calls_exhausted", ("calls", calls))
+            return True
+        if not isinstance(about, Serve):
+            # A helper is tried once: it is not worth the request's own attempts.
+            return any(event.at == at and isinstance(event, Failed | Denied) for event in events)
+        failed = [event for event in events if isinstance(event, Failed)]
+        if len(failed) >= self.policy.attempts:
+            self.say(at, "attempts_exhausted", ("attempts", len(failed)))
+            return True
+        return sum(event.kind == "rejected" for event in failed) >= REJECTIONS
+
+    def _call(
+        self, at: str, each: Weighed, final: bool, about: About, *, tried: object = None, wait_ms: int = 0
+    ) -> Call | None:
+        """The call of this candidate, or None, with a note, when it cannot be paid for."""
+        found = self._ceiling(each, about)
+        if found is None or (isinstance(tried, Denied) and found[0] is None):
+            # Asking the ledger the same again would get the same answer.
+            self.note(each, "passed_over", "cannot_be_paid")
+            return None
+        ceiling, worst = found
+        if isinstance(tried, Denied) and self._denials(at, each) > 1:
+            self.note(each, "passed_over", "cannot_be_paid")
+            return None
+        if self._dearer(each):
+            self.note(each, "passed_over", "dearer_fallback")
+            return None
+        failed_providers = {
+            self.snapshot.catalogue.models[event.model].provider
+            for event in self.episode.events
+            if isinstance(event, Failed) and event.model in self.snapshot.catalogue.models
+        }
+        if ceiling is not None:
+            self.say(at, "ceiling_set", ("max_tokens", ceiling))
+        return Call(
+            at=at,
+            model=each.model.id,
+            worst_case_nano=worst,
+            about=about,
+            final=final,
+            max_tokens=ceiling,
+            wait_ms=wait_ms,
+            again=each.model.provider in failed_providers,
+        )
+
+    def _denials(self, at: str, each: Weighed) -> int:
+        return sum(
+            isinstance(event, Denied) and event.at == at and event.model == each.model.id
+            for event in self.episode.events
+        )
+
+    def _dearer(self, each: Weighed) -> bool:
+        """Whether a fallback would cost more than what failed, where the policy does not want that."""
+        if self.policy.dearer:
+            return False
+        failed = {event.model for event in self.episode.events if isinstance(event, Failed)}
+        if not failed or each.model.id in failed:
+            return False
+        costs = [self.candidates[model].cost_nano for model in failed if model in self.candidates]
+        known = [cost for cost in costs if cost is not None]
+        return each.cost_nano is None or (bool(known) and each.cost_nano > max(known))
+
+    def _ceiling(self, each: Weighed, about: About) -> tuple[int | None, int] | None:
+        """The ceiling to send, None for the caller's own, with the worst case; None when no ceiling can be paid.
+
+        A caller's ceiling is never raised, and lowered only where the policy says so. Where the caller gave none, ours
+        is what is affordable, as long as the reply that is expected fits under it.
+        """
+        if not isinstance(about, Serve):
+            worst = self._helper_worst_case(each, about)
+            limit = self._affordable(denied_only=True)
+            return None if limit is not None and worst > limit else (None, worst)
+        features = self.episode.features
+        wanted = features.max_tokens if features.max_tokens is not None else each.model.max_output_tokens
+        worst = worst_case_nano(each.model, self.episode, wanted)
+        if each.model.price is None:
+            return None, worst
+        free = features.max_tokens is None or self.policy.clamp
+        limit = self._affordable(denied_only=not free)
+        if limit is None or worst <= limit:
+            return None, worst
+        if not free or each.model.kind == "embedding":
+            return None
+        tokens = affordable_tokens(each.model, self.episode, limit)
+        expected = min(each.output_tokens, wanted)
+        if tokens < max(1, expected):
+            return None
+        tokens = min(tokens, wanted)
+        return tokens, worst_case_nano(each.model, self.episode, tokens)
+
+    def _affordable(self, *, denied_only: bool) -> int | None:
+        """What a hold can be, as far as we know; None when nothing limits it. The ledger has the last word."""
+        money = ("budget_exceeded", "held_by_others")
+        denials = [event.denial for event in self.episode.events if isinstance(event, Denied)]
+        limits = [denial.affordable_nano for denial in denials if denial.code in money][-1:]
+        most = self.episode.hints.max_cost_nano
+        if most is not None:
+            limits.append(most - sum(getattr(event, "cost_nano", 0) or 0 for event in self.episode.events))
+        if not denied_only and self.episode.money.left_nano is not None:
+            limits.append(self.episode.money.left_nano)
+        return min(limits) if limits else None
+
+    def _helper_worst_case(self, each: Weighed, about: Ask | Grade) -> int:
+        """A helper's bill: at most four bytes, so four tokens, a character of what it is shown."""
+        features = self.episode.features
+        shown = min(features.input_bound_tokens, 4 * HELPER_CHARACTERS) + _HELPER_FRAME_TOKENS
+        match about:
+            case Ask(question=question, answers=answers):
+                shown += 4 * (len(question) + sum(map(len, answers)))
+            case Grade(rubric=rubric):
+                shown += 4 * (len(rubric) + HELPER_CHARACTERS)
+        small = msgspec.structs.replace(features, input_bound_tokens=shown, n=1, reasoning_tokens=0)
+        return worst_case_nano(each.model, msgspec.structs.replace(self.episode, features=small), HELPER_TOKENS)
+
+    def _again(
+        self, at: str, ordered: tuple[Weighed, ...], mine: Sequence[object], final: bool, about: About
+    ) -> Result:
+        """Nobody new is left: the one that failed in passing, and may soon be asked, is asked once more."""
+        if not isinstance(about, Serve):
+            return Spent()
+        failed = [event for event in mine if isinstance(event, Failed)]
+        most = MAX_WAIT_MS[self.episode.latency]
+        if self.episode.hints.max_latency_ms is not None:
+            most = min(most, self.episode.hints.max_latency_ms - self.episode.elapsed_ms)
+        waits: list[tuple[int, Weighed]] = []
+        for each in ordered:
+            own = [event for event in failed if event.model == each.model.id]
+            if not own or own[-1].kind not in PASSING or self._denied_again(at, each):
+                continue
+            backoff = round(_BACKOFF_MS * 2 ** (len(own) - 1) * (1 + self.episode.draw))
+            wait = own[-1].retry_after_ms if own[-1].retry_after_ms is not None else backoff
+            if wait <= most:
+                waits.append((wait, each))
+        for wait, each in sorted(waits, key=lambda pair: pair[0]):
+            call = self._call(at, each, final, about, wait_ms=wait)
+            if call is not None:
+                self.note(each, "chosen", "retry")
+                self.say(at, "retry", ("model", each.model.id), ("wait_ms", wait))
+                return Need(call)
+        return Spent()
+
+    def _denied_again(self, at: str, each: Weighed) -> bool:
+        return any(
+            isinstance(event, Denied) and event.at == at and event.model == each.model.id
+            for event in self.episode.events
+        )

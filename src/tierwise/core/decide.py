@@ -1,0 +1,418 @@
+"""decide(snapshot, episode) -> Decision: what to do next, and why. Pure: equal arguments always give an equal decision.
+
+The plans are walked from the start at every question, and the events of the episode say how far the walk has come: a
+plan that finds its own event takes it for done. So nothing is remembered between two questions, and a story that is
+replayed takes the same way. Branching lives here; what is weighed, what is barred and what is good enough are plain
+functions elsewhere.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from tierwise.core.accept import agreeing, failed_test
+from tierwise.core.attempt import Attempts, Got, Need, Result, Spent
+from tierwise.core.catalogue import Model
+from tierwise.core.conditions import holds
+from tierwise.core.eligible import barred, screened
+from tierwise.core.episode import (
+    About,
+    Answer,
+    Ask,
+    Call,
+    Candidate,
+    Decision,
+    Episode,
+    Fact,
+    Grade,
+    Reason,
+    Refuse,
+    Replied,
+    Serve,
+    Told,
+)
+from tierwise.core.policy import AskFirst, Best, Cascade, Explore, Keep, Policy, Rules, Use, references
+from tierwise.core.refuse import refusal
+from tierwise.core.snapshot import Snapshot
+from tierwise.core.weigh import Weighed, baseline_nano, weigh
+
+Pool = tuple[Model, ...]
+
+
+def decide(snapshot: Snapshot, episode: Episode) -> Decision:
+    """The next step of this episode under this snapshot, with every reason. Never raises for what a policy can say."""
+    return _Walk(snapshot, episode).decision()
+
+
+class _Frame(msgspec.Struct, frozen=True):
+    """Where the walk is: the path, who may serve, whether the reply is delivered whatever it is, and what it is about."""
+
+    at: str
+    pool: Pool
+    final: bool = True
+    about: About = Serve()
+
+    def down(self, name: str) -> _Frame:
+        return msgspec.structs.replace(self, at=f"{self.at}/{name}" if self.at else name)
+
+
+class _Walk:
+    """One walk through the plans. Its lists live as long as one question."""
+
+    def __init__(self, snapshot: Snapshot, episode: Episode) -> None:
+        self.snapshot = snapshot
+        self.episode = episode
+        self.policy: Policy = snapshot.policies[episode.policy]
+        self.draw = episode.draw
+        self.reasons: list[Reason] = []
+        self.candidates: dict[str, Candidate] = {}
+        self.odds: tuple[tuple[str, float], ...] = ()
+        self.attempts = Attempts(snapshot, self.policy, episode, self.candidates, self.reason)
+
+    def reason(self, at: str, code: str, *facts: tuple[str, Fact]) -> None:
+        self.reasons.append(Reason(at, code, facts))
+
+    def decision(self) -> Decision:
+        frame = _Frame(at="", pool=self.admitted())
+        pinned = self.episode.pinned
+        if pinned:
+            result = self.use((pinned,), msgspec.structs.replace(frame, at="pinned"))
+        else:
+            result = self.reference(self.policy.start, frame)
+        step: Call | Answer | Refuse
+        match result:
+            case Need(call=call):
+                step = call
+            case Got(event=event):
+                step = Answer(self.episode.events[event].at, event)
+            case Spent():
+                step = refusal(self.episode, self.candidates)
+        return Decision(
+            step=step,
+            reasons=tuple(self.reasons),
+            candidates=tuple(self.candidates.values()),
+            odds=self.odds,
+            baseline_nano=self.baseline_nano(),
+        )
+
+    def baseline_nano(self) -> int | None:
+        baseline = self.candidates.get(self.snapshot.catalogue.baseline)
+        if baseline is not None and baseline.cost_nano is not None:
+            return baseline.cost_nano
+        return baseline_nano(self.snapshot, self.episode)
+
+    def admitted(self) -> Pool:
+        """The models that the caller, its key and the catalogue allow; the others leave a reason behind."""
+        catalogue = self.snapshot.catalogue
+        pool = []
+        for model in catalogue.models.values():
+            code = barred(model, self.episode, catalogue)
+            if not code:
+                pool.append(model)
+            elif code != "wrong_kind" or self.episode.pinned == model.id:
+                self.drop(model, code)
+        return tuple(pool)
+
+    def drop(self, model: Model, code: str, *facts: tuple[str, Fact]) -> None:
+        self.candidates[model.id] = Candidate(model=model.id, verdict="dropped", code=code, facts=facts)
+
+    # -------------------------------------------------------------------------------------------- plans
+
+    def reference(self, name: str, frame: _Frame) -> Result:
+        """A name that a plan refers to: a plan, else a tier or a model."""
+        plan = self.policy.plans.get(name)
+        frame = frame.down(name)
+        match plan:
+            case None:
+                return self.use((name,), frame)
+            case Use(use=names):
+                return self.use(names, frame)
+            case Best():
+                return self.best(plan, frame)
+            case Keep(keep=screen, then=then):
+                kept = []
+                for model in frame.pool:
+                    code = screened(model, screen, self.episode)
+                    if code:
+                        self.drop(model, code)
+                    else:
+                        kept.append(model)
+                self.reason(frame.at, "kept", ("models", len(kept)), ("dropped", len(frame.pool) - len(kept)))
+                return self.reference(then, msgspec.structs.replace(frame, pool=tuple(kept)))
+            case Rules():
+                return self.rules(plan, frame)
+            case AskFirst():
+                return self.ask(plan, frame)
+            case Cascade():
+                return self.cascade(plan, frame)
+            case Explore():
+                return self.explore(plan, frame)
+
+    def use(self, names: tuple[str, ...], frame: _Frame) -> Result:
+        ordered = self.weighed(names, frame)
+        return self.attempts.first(frame.at, ordered, frame.final, frame.about, code="order")
+
+    def best(self, plan: Best, frame: _Frame) -> Result:
+        if plan.promise:
+            # Promises are made by calibration. One that nobody made, or that no longer holds, is no ground to save on.
+            self.reason(frame.at, "promise_not_certified", ("promise", plan.promise))
+            return self.use((self.snapshot.catalogue.reliable,), frame)
+        ordered = self.weighed(plan.best, frame)
+        floored = tuple(each for each in ordered if each.quality.mid >= plan.floor)
+        if ordered and not floored:
+            self.reason(frame.at, "floor_unreachable", ("floor", plan.floor))
+            ordered = tuple(sorted(ordered, key=lambda each: -each.quality.mid))
+            return self.attempts.first(frame.at, ordered, frame.final, frame.about, code="quality")
+        for each in ordered:
+            if each.quality.mid < plan.floor:
+                self.attempts.note(each, "passed_over", "below_floor", ("floor", plan.floor))
+        ordered = tuple(sorted(floored, key=lambda each: each.price_nano))
+        return self.attempts.first(frame.at, ordered, frame.final, frame.about, code="price")
+
+    def rules(self, plan: Rules, frame: _Frame) -> Result:
+        for i, rule in enumerate(plan.rules):
+            if holds(rule.when, self.episode):
+                self.reason(frame.at, "rule", ("rule", i + 1), ("then", rule.then))
+                return self.reference(rule.then, frame)
+        self.reason(frame.at, "no_rule", ("otherwise", plan.otherwise))
+        return self.reference(plan.otherwise, frame)
+
+    def ask(self, plan: AskFirst, frame: _Frame) -> Result:
+        """A router is an optimisation: a helper that fails costs its answer, never the request."""
+        question = plan.ask
+        helper = _Frame(
+            at=f"{frame.at}?",
+            pool=self.admitted(),
+            final=False,
+            about=Ask(question.topic, question.question, question.answers),
+        )
+        match self.reference(question.of, helper):
+            case Need() as need:
+                return need
+            case Got(event=event):
+                told = self.episode.events[event]
+                if isinstance(told, Told):
+                    answer = told.answer or "nothing usable"
+                    self.reason(frame.at, "told", ("topic", told.topic), ("answer", answer), ("cached", told.cached))
+            case Spent():
+                self.reason(frame.at, "helper_failed", ("topic", question.topic))
+        return self.reference(plan.then, frame)
+
+    def explore(self, plan: Explore, frame: _Frame) -> Result:
+        exploration = plan.explore
+        models = self.expand(exploration.among, frame.pool)
+        if (
+            not models
+            or not self.episode.hints.explore
+            or self.episode.criticality not in exploration.criticality
+            or not isinstance(frame.about, Serve)
+        ):
+            return self.reference(plan.then, frame)
+        rate, draw = exploration.rate, self.draw
+        share = rate / len(models)
+        if draw >= rate:
+            # The rest of the draw is again uniform, so an exploration further down is independent of this one.
+            self.draw = (draw - rate) / (1 - rate)
+            result = self.reference(plan.then, frame)
+            self.odds = self.odds or self.odds_of(result, rate, share, models)
+            return result
+        chosen = models[min(int(draw / share), len(models) - 1)]
+        usual = _Walk(self.snapshot, self.episode)
+        usual.draw = draw / rate
+        self.odds = self.odds_of(usual.reference(plan.then, frame), rate, share, models)
+        self.reason(frame.at, "explored", ("rate", rate), ("odds", round(dict(self.odds)[chosen.id], 6)))
+        result = self.use((chosen.id,), frame.down("explore"))
+        return self.reference(plan.then, frame) if isinstance(result, Spent) else result
+
+    def odds_of(self, usual: Result, rate: float, share: float, models: Pool) -> tuple[tuple[str, float], ...]:
+        """The chance of each model before the dice fell: what off-policy evaluation divides by."""
+        odds = {model.id: share for model in models}
+        match usual:
+            case Need(call=call):
+                odds[call.model] = odds.get(call.model, 0.0) + 1 - rate
+            case Got(event=event):
+                model = self.episode.events[event].model
+                odds[model] = odds.get(model, 0.0) + 1 - rate
+            case Spent():
+                pass
+        return tuple(sorted(odds.items()))
+
+    # -------------------------------------------------------------------------------------------- cascades
+
+    def cascade(self, plan: Cascade, frame: _Frame) -> Result:
+        replies: dict[int, Replied] = {}
+        top = len(plan.cascade) - 1
+        for i, name in enumerate(plan.cascade):
+            rung = msgspec.structs.replace(frame, at=f"{frame.at}[{i}]", final=frame.final and i == top)
+            if plan.pass_up and replies:
+                rung = msgspec.structs.replace(rung, about=Serve(drafts=tuple(replies)))
+            if i < top and self.skipped(plan, i, rung.at):
+                continue
+            result = self.rung(plan, name, rung, replies, last=i == top)
+            if not isinstance(result, Spent):
+                return result
+        if replies:
+            # No rung above could answer. A reply that was not accepted is still better than none.
+            self.reason(frame.at, "kept_lower_reply")
+            return Got(max(replies))
+        return Spent()
+
+    def rung(self, plan: Cascade, name: str, frame: _Frame, replies: dict[int, Replied], *, last: bool) -> Result:
+        """One rung: a reply, or as many as have to agree, each by another model; then the tests."""
+        wanted = 1 if last else plan.accept.agreement or 1
+        used: set[str] = set()
+        for k in range(wanted):
+            pool = tuple(model for model in frame.pool if model.id not in used)
+            again = msgspec.structs.replace(frame, at=f"{frame.at}#{k + 1}" if k else frame.at, pool=pool)
+            result = self.reference(name, again)
+            if isinstance(result, Need):
+                return result
+            if isinstance(result, Spent):
+                break
+            reply = self.episode.events[result.event]
+            if not isinstance(reply, Replied):
+                break
+            if last:
+                return result
+            used.add(reply.model)
+            replies[result.event] = reply
+            if self.tested(plan, frame, replies, result.event, quietly=k + 1 < wanted):
+                return self.graded(plan, frame, replies, result.event)
+        return Spent()
+
+    def tested(self, plan: Cascade, frame: _Frame, replies: dict[int, Replied], event: int, *, quietly: bool) -> bool:
+        """Whether the tests that need nobody's help accept a reply; the reason is told either way."""
+        if plan.accept.agreement is not None:
+            found = agreeing(replies, plan.accept)
+            if found is None:
+                if not quietly:
+                    self.reason(frame.at, "not_agreed", ("replies", len(replies)), ("wanted", plan.accept.agreement))
+                return False
+        code, figure = failed_test(replies[event], plan.accept, self.episode.features)
+        if code:
+            self.reason(frame.at, code, ("model", replies[event].model), ("figure", figure))
+        return not code
+
+    def graded(self, plan: Cascade, frame: _Frame, replies: dict[int, Replied], event: int) -> Result:
+        """The reply, when there is no grader or it is content. A grader that fails accepts nothing."""
+        accept = plan.accept
+        if accept.agreement is not None:
+            found = agreeing(replies, accept)
+            event = event if found is None else found
+        if accept.grader is not None:
+            model = replies[event].model
+            others = tuple(each for each in self.admitted() if each.id != model)
+            helper = _Frame(at=f"{frame.at}!{event}", pool=others, final=False, about=Grade(event, accept.rubric))
+            match self.reference(accept.grader, helper):
+                case Need() as need:
+                    return need
+                case Got(event=graded):
+                    told = self.episode.events[graded]
+                    score = told.score if isinstance(told, Told) else None
+                    if score is None or score < accept.at_least:
+                        self.reason(frame.at, "grade_low", ("model", model), ("score", score))
+                        return Spent()
+                    self.reason(frame.at, "grade_good", ("model", model), ("score", score))
+                case Spent():
+                    self.reason(frame.at, "grader_failed", ("model", model))
+                    return Spent()
+        self.reason(frame.at, "accepted", ("model", replies[event].model))
+        return Got(event)
+
+    def skipped(self, plan: Cascade, i: int, at: str) -> bool:
+        """A rung is left out when it has to keep a promise that nobody certified, or when the caller's deadline would
+        not leave the time for the last rung after it."""
+        rung = self.policy.plans.get(plan.cascade[i])
+        if isinstance(rung, Best) and rung.promise:
+            self.reason(at, "promise_not_certified", ("promise", rung.promise))
+            return True
+        deadline = self.episode.hints.max_latency_ms
+        if deadline is None or any(event.at.startswith(at) for event in self.episode.events):
+            return False
+        needed = self.quickest_ms(plan.cascade[i]) + self.quickest_ms(plan.cascade[-1])
+        left = deadline - self.episode.elapsed_ms
+        if needed > left:
+            self.reason(at, "rung_skipped", ("left_ms", left), ("needed_ms", needed))
+        return needed > left
+
+    def quickest_ms(self, name: str) -> int:
+        """The least expected latency among the models that a reference can lead to."""
+        names, waiting = set(), [name]
+        while waiting:
+            at = waiting.pop()
+            plan = self.policy.plans.get(at)
+            if plan is None:
+                names.add(at)
+            else:
+                waiting += [to for key, to in references(plan) if key not in ("ask.of", "accept.grader")]
+        models = self.expand(tuple(names), self.admitted())
+        weighed = weigh(self.snapshot, self.episode, models, self.policy.amounts)
+        return min((each.latency_ms for each in weighed), default=0)
+
+    # -------------------------------------------------------------------------------------------- candidates
+
+    def expand(self, names: tuple[str, ...], pool: Pool) -> Pool:
+        """The models that these names mean, in the names' order, then the catalogue's, each once."""
+        if len(names) == 1:
+            return tuple(model for model in pool if model.id == names[0] or model.tier == names[0])
+        found = {model.id: model for name in names for model in pool if name in (model.id, model.tier)}
+        return tuple(found.values())
+
+    def weighed(self, names: tuple[str, ...], frame: _Frame) -> tuple[Weighed, ...]:
+        """The candidates with what they are expected to cost and be worth, less those that are resting, too weak or too
+        slow for what the caller asked. A wish that nobody can meet is met as nearly as can be: the request goes on."""
+        resting = dict(self.episode.resting)
+        models = []
+        for model in self.expand(names, frame.pool):
+            if model.id in resting:
+                self.drop(model, "resting", ("for_ms", resting[model.id]))
+            else:
+                models.append(model)
+        weighed = weigh(self.snapshot, self.episode, tuple(models), self.policy.amounts)
+        if not isinstance(frame.about, Serve) or not weighed:
+            return weighed
+        hints = self.episode.hints
+        if hints.min_quality is not None:
+            weighed = self.met(
+                weighed,
+                frame.at,
+                "below_min_quality",
+                "min_quality",
+                hints.min_quality,
+                [each.quality.mid for each in weighed],
+                most=True,
+            )
+        if hints.max_latency_ms is not None:
+            left = hints.max_latency_ms - self.episode.elapsed_ms
+            weighed = self.met(
+                weighed,
+                frame.at,
+                "too_slow",
+                "max_latency_ms",
+                left,
+                [each.latency_ms for each in weighed],
+                most=False,
+            )
+        return weighed
+
+    def met(
+        self,
+        weighed: tuple[Weighed, ...],
+        at: str,
+        code: str,
+        wish: str,
+        limit: float,
+        values: list[float],
+        *,
+        most: bool,
+    ) -> tuple[Weighed, ...]:
+        """Those whose value is on the right side of the limit, or the nearest one when there is none."""
+        good = [value >= limit if most else value <= limit for value in values]
+        if not any(good):
+            self.reason(at, f"{wish}_unreachable", (wish, limit))
+            nearest = max(values) if most else min(values)
+            good = [value == nearest for value in values]
+        for each, fine in zip(weighed, good, strict=True):
+            if not fine:
+                self.attempts.note(each, "passed_over", code, (wish, limit))
+        return tuple(each for each, fine in zip(weighed, good, strict=True) if fine)

@@ -1,0 +1,196 @@
+"""Predicts, for a request and a model, the chance of an adequate answer, the output tokens and the latency.
+
+The built-in estimator is reasoned, not trained: a logistic curve of how much the model's strength exceeds the request's
+difficulty. Its numbers are below with their reasons, its measured worth is in docs/estimator.md, and its intervals are
+wide because nobody has checked it on the owner's traffic. A trained estimator fills the same `Estimate`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import msgspec
+
+from tierwise.core.catalogue import Model
+from tierwise.core.episode import Range
+from tierwise.core.request import Features, Task
+
+
+class Estimate(msgspec.Struct, frozen=True):
+    quality: Range  # chance of an adequate answer
+    output_tokens: int  # expected, reasoning included
+    latency_ms: int  # expected, to the last token
+
+
+class BuiltIn(msgspec.Struct, frozen=True, kw_only=True, tag="built_in", omit_defaults=True):
+    """The estimator of a first install: rules and weights that nobody trained."""
+
+    version: int = 1
+
+
+Estimator = BuiltIn
+
+
+class TaskWeights(msgspec.Struct, frozen=True):
+    """Of one kind of task: difficulty on the scale of `Model.skill` for the plainest request of its kind, what the full
+    complexity adds, the tokens of a plain answer, and what the full complexity adds to those."""
+
+    floor: float
+    slope: float
+    tokens: int
+    more_tokens: int
+
+
+# A difficulty equal to a model's skill means an even chance. Below zero every model of today is at home: small talk,
+# copying a value out of a text, choosing one of a few labels. Open questions begin where a small local model (skill
+# about .35) is mostly right. Programs and proofs begin where it mostly is not, and at half the complexity they pass a
+# mid-sized one (.6). Lengths are those of replies to such requests in chat logs and of ordinary answers, as orders of
+# magnitude: a label, a paragraph, a page.
+TASK_WEIGHTS: dict[Task, TaskWeights] = {
+    "greeting": TaskWeights(-0.60, 0.20, 25, 50),
+    "extraction": TaskWeights(-0.44, 0.95, 60, 400),
+    "classification": TaskWeights(-0.50, 0.90, 20, 80),
+    "moderation": TaskWeights(-0.42, 0.85, 20, 80),
+    "embedding": TaskWeights(-0.60, 0.00, 0, 0),
+    "translation": TaskWeights(-0.02, 0.60, 60, 200),
+    "summarisation": TaskWeights(0.00, 0.70, 160, 400),
+    "other": TaskWeights(0.10, 0.90, 170, 500),
+    "creative": TaskWeights(0.10, 0.65, 300, 600),
+    "tool_use": TaskWeights(0.22, 0.80, 120, 300),
+    "code": TaskWeights(0.20, 0.95, 260, 450),
+    "reasoning": TaskWeights(0.28, 0.95, 200, 420),
+}
+
+# From HARD on difficulty only creeps up, and never by more than HARDER: words cannot tell hard from hopeless, and if
+# they could, the hardest requests would go to the cheapest model because no model could do them.
+HARD, HARDER = 0.60, 0.18
+STEEPNESS = 10.0  # a tenth of strength more is worth up to 24 points of quality: tiers must differ to be worth a choice
+CEILING = 0.985  # nobody is adequate always: misread requests, refusals, moods
+IMAGE_DIFFICULTY = 0.08  # seeing and reading besides answering
+FOREIGN_DIFFICULTY = 0.05  # other than the European languages that models are trained on most
+SCHEMA_DIFFICULTY = 0.03  # a form to keep
+LONG_DIFFICULTY = 0.12  # the whole of it at very long prompts: what stands in the middle gets lost
+AMBIGUITY_DIFFICULTY = 0.05  # guessing what was meant
+CODE_SHARE = 0.04  # code or mathematics in a task of another name
+COMMON = frozenset(("en", "de", "fr", "es", "it", "pt", "nl"))
+
+# Half the interval, in strength. `skill` is one number for everything a model can do, typed in by the owner or taken
+# from a table, and difficulty is guessed from words: neither is better than a tier's distance to the next.
+DOUBT = 0.12
+DOUBT_NO_TASK = 0.04  # no cue named a task
+DOUBT_NO_LANGUAGE = 0.02
+DOUBT_AMBIGUOUS = 0.06
+DOUBT_UNSEEN = 0.06  # images, sound and documents: their content was not read at all
+DOUBT_LONG = 0.05
+
+# Hidden thoughts, as a share of the visible answer, of models that think when not told to; and how much of a thinking
+# budget is used. Providers bill both as output.
+THINKING_SHARE = 0.6
+THINKING_USED = 0.35
+# Reading is fast beside writing: a hundred input tokens take as long as one output token, as an order of magnitude.
+PREFILL_PER_TOKEN = 0.01
+SLOWEST = 0.1  # tokens per second that are believed, so that a zero in a table is slow and not an error
+
+
+class Outlook(msgspec.Struct, frozen=True):
+    """What an estimate needs of the features alone: made once for all models."""
+
+    task: Task
+    difficulty: float
+    doubt: float
+    visible_tokens: float  # of one answer
+
+
+def estimate(estimator: Estimator, features: Features, model: Model) -> Estimate:
+    """The estimate for one model. For several, `estimate_all` does the common part once."""
+    return estimate_all(estimator, features, (model,))[0]
+
+
+def estimate_all(estimator: Estimator, features: Features, models: Iterable[Model]) -> tuple[Estimate, ...]:
+    """One estimate per model, in their order."""
+    view = outlook(features)
+    return tuple([_one(features, view, model) for model in models])
+
+
+def outlook(features: Features) -> Outlook:
+    """Difficulty on the scale of `Model.skill`, half the interval on that scale, and the length of a plain answer."""
+    weights = TASK_WEIGHTS[features.task]
+    long = min(1.0, features.input_tokens / 100_000)
+    # No language means no words to speak of (a label, a name, a piece of code), which is not a foreign language.
+    foreign = bool(features.languages) and features.languages[0] not in COMMON
+    unseen = features.images + features.audio + features.documents > 0
+    difficulty = (
+        weights.floor
+        + weights.slope * features.complexity
+        + LONG_DIFFICULTY * long
+        + AMBIGUITY_DIFFICULTY * features.ambiguity
+        + (FOREIGN_DIFFICULTY if foreign else 0.0)
+        + (IMAGE_DIFFICULTY if unseen else 0.0)
+        + (SCHEMA_DIFFICULTY if features.structured == "schema" else 0.0)
+        + (CODE_SHARE * max(features.code, features.math) if features.task not in ("code", "reasoning") else 0.0)
+    )
+    doubt = (
+        DOUBT
+        + (DOUBT_NO_TASK if features.task == "other" else 0.0)
+        + (0.0 if features.languages and not foreign else DOUBT_NO_LANGUAGE)
+        + DOUBT_AMBIGUOUS * features.ambiguity
+        + (DOUBT_UNSEEN if unseen else 0.0)
+        + DOUBT_LONG * long
+    )
+    if difficulty > HARD:
+        difficulty = HARD + HARDER * (1.0 - math.exp((HARD - difficulty) / HARDER))
+    return Outlook(features.task, difficulty, doubt, _visible_tokens(features, weights))
+
+
+def _visible_tokens(features: Features, weights: TaskWeights) -> float:
+    """Of one answer, before any ceiling."""
+    tokens = weights.tokens + weights.more_tokens * features.complexity
+    if features.task == "translation":
+        tokens += 0.8 * min(features.input_tokens, 4_000)  # the text comes back in another language
+    elif features.task == "extraction":
+        tokens += 0.05 * min(features.input_tokens, 8_000)
+    elif features.task == "summarisation":
+        tokens += 0.03 * min(features.input_tokens, 20_000)
+    if features.forced_tool:
+        tokens = min(tokens, 150.0)  # a call and its arguments
+    elif features.structured != "none":
+        tokens = min(tokens, 400.0)
+    return tokens
+
+
+def _one(features: Features, view: Outlook, model: Model) -> Estimate:
+    strength = model.skill
+    for task, skill in model.skills:
+        if task == view.task:
+            strength = skill
+    margin = strength - view.difficulty
+    quality = Range(_chance(margin - view.doubt), _chance(margin), _chance(margin + view.doubt))
+    output = _output_tokens(features, view, model)
+    reading = PREFILL_PER_TOKEN * features.input_tokens
+    rate = max(SLOWEST, model.tokens_per_second)
+    # The answers of one request are written side by side, so `n` costs tokens and no time.
+    latency = model.first_token_ms + 1_000.0 * (output / max(1, features.n) + reading) / rate
+    return Estimate(quality, output, math.ceil(latency))
+
+
+def _chance(margin: float) -> float:
+    steps = STEEPNESS * margin
+    if steps < -40.0:  # beyond it exp() has nothing to say, and one day overflows
+        return 0.0
+    return CEILING / (1.0 + math.exp(-steps))
+
+
+def _output_tokens(features: Features, view: Outlook, model: Model) -> int:
+    if features.task == "embedding" or model.kind == "embedding":
+        return 0
+    thinking = 0.0
+    if features.reasoning_tokens:
+        thinking = THINKING_USED * features.reasoning_tokens
+    elif "reasoning" in model.abilities:
+        thinking = THINKING_SHARE * view.visible_tokens * min(1.0, max(0.0, view.difficulty + 0.3))
+    tokens = view.visible_tokens + thinking
+    ceiling = model.max_output_tokens
+    if features.max_tokens is not None:
+        ceiling = min(ceiling, features.max_tokens + features.reasoning_tokens)
+    return max(1, math.ceil(min(tokens, ceiling))) * max(1, features.n)

@@ -1,0 +1,238 @@
+"""Reads a prompt once and writes down all that a decision may know of it. Linear in the text, which is capped.
+
+What is read: the beginning and the end of the last message, of the system prompt and of the last turns. Of everything
+else only the length. Nothing of the text leaves this file but counts, scores and hashes.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+
+import msgspec
+
+from tierwise.core import tasks, templates
+from tierwise.core.request import Features, Prompt, Turn
+from tierwise.core.text import Counts, count, digest, ends, scripts, squash, words
+
+# Characters that are read of one text: beginning, end.
+LAST_READ = (6_000, 2_000)
+SYSTEM_READ = (3_000, 1_000)
+TURN_READ = (600, 200)
+TURNS_READ = 12  # of the turns before the last message
+KEYWORD_READ = (24_000, 8_000)  # of each text that keywords are looked for in
+HASHED = (24_000, 8_000)
+
+# Tokens that no text accounts for. Role markers and turn ends: OpenAI's counting recipe gives 3 a message and 3 a
+# reply. Tool names and schemas: measured on JSON, about a quarter of a token a byte.
+TURN_TOKENS = 4
+REPLY_TOKENS = 3
+SCHEMA_TOKENS_PER_BYTE = 0.25
+# Expected: a picture of about a megapixel is 765 to 1,600 tokens at OpenAI and Anthropic, 258 a tile at Google; a
+# minute of speech about 600 at OpenAI (10 a second); a page of PDF 1,500 to 3,000 at Anthropic.
+IMAGE_TOKENS, AUDIO_TOKENS, DOCUMENT_TOKENS = 1_000, 600, 6_000
+# Bounds: no image costs more on today's flagships (Anthropic's high resolution 4,784; OpenAI's 1,445 to 2,489; Google's
+# tiles of a 4k picture 9,288). The known exception is gpt-4o-mini, which counts up to 48,169 at 1/17 of the price.
+IMAGE_BOUND = 10_000
+# Google counts 32 tokens a second of sound, and speech codecs go down to about 6 kbit/s, that is 1,000 characters of
+# base64 a second. By reference the length is unknown: an hour.
+AUDIO_BOUND_PER_BYTE, AUDIO_BOUND = 0.032, 115_200
+# At most 100 pages of 3,000 tokens (Anthropic's limit and range); of an embedded file at most a token a character.
+DOCUMENT_BOUND = 300_000
+# Providers add instructions of their own when there are tools (Anthropic documents up to 675 tokens).
+TOOLS_BOUND, PROMPT_BOUND = 800, 16
+
+
+class _Text(msgspec.Struct, frozen=True):
+    """What was read of the turns. `last`: the last user message, or the last of all when there is none."""
+
+    last: str
+    system: str
+    before: str  # the user's message before the last
+    unread: int  # characters of the last message that are not in `last`
+    counts: Counts  # of `last`
+    tokens: float  # of all turns
+    last_tokens: float
+    characters: int
+
+
+def extract(prompt: Prompt, keywords: tuple[str, ...] = ()) -> Features:
+    """Everything that `decide` may know of the prompt. Never raises, whatever the text; depends on nothing else."""
+    text = _read(prompt.turns)
+    folded, system = text.last.casefold(), text.system.casefold()
+    own, system_words = words(folded), words(system)
+    seen = tasks.read(prompt, text.last, own, text.counts, system_words, words(text.before.casefold()))
+    template = templates.find({*own, *system_words}, system, folded)
+    system_text = _whole(prompt.turns, "system")
+    return Features(
+        input_tokens=_tokens(prompt, text),
+        input_bound_tokens=_bound(prompt),
+        characters=text.characters,
+        turns=len(prompt.turns),
+        system_hash=digest(system_text, str(_length(prompt.turns, "system"))) if system_text else "",
+        template_hash=_template_hash(prompt, system_text, template.name if template else ""),
+        intent_hash=_intent_hash(folded, text.unread),
+        template=template.name if template else "",
+        tools=len(prompt.tools),
+        tool_calls=prompt.tool_calls,
+        forced_tool=prompt.forced_tool,
+        images=prompt.images,
+        audio=prompt.audio,
+        documents=prompt.documents,
+        code=seen.code,
+        math=seen.math,
+        languages=tuple(dict.fromkeys((*scripts(text.counts), *seen.languages)))[:3],
+        depth=seen.depth,
+        constraints=seen.constraints,
+        ambiguity=seen.ambiguity,
+        complexity=_complexity(prompt, seen, text.last_tokens),
+        task=template.task if template and not prompt.forced_tool else seen.task,
+        structured=prompt.structured,
+        max_tokens=prompt.max_tokens,
+        reasoning_tokens=prompt.reasoning_tokens,
+        n=prompt.n,
+        keywords=_found(prompt.turns, keywords) if keywords else (),
+    )
+
+
+def _read(turns: tuple[Turn, ...]) -> _Text:
+    if len(turns) == 1:  # the most frequent prompt of all
+        text = turns[0].text
+        last = ends(text, *LAST_READ)
+        counts = count(last)
+        tokens = _scaled(counts.tokens, last, text)
+        return _Text(last, "", "", len(text) - len(last), counts, tokens, tokens, len(text))
+    characters = sum([len(turn.text) for turn in turns])
+    users = [index for index in range(len(turns) - 1, max(-1, len(turns) - 200), -1) if turns[index].role == "user"][:2]
+    at = users[0] if users else len(turns) - 1
+    whole = turns[at].text if turns else ""
+    last = ends(whole, *LAST_READ)
+    counts = count(last)
+    last_tokens = _scaled(counts.tokens, last, whole)
+    system = ends(_whole(turns, "system"), *SYSTEM_READ)
+    tokens, covered = last_tokens, len(whole)
+    for index in (*range(min(2, len(turns))), *range(max(2, len(turns) - TURNS_READ), len(turns))):
+        if index != at:
+            part = ends(turns[index].text, *(SYSTEM_READ if turns[index].role == "system" else TURN_READ))
+            tokens += _scaled(count(part).tokens, part, turns[index].text)
+            covered += len(turns[index].text)
+    if covered and covered < characters:
+        tokens *= characters / covered
+    elif covered < characters:
+        tokens = characters / 4
+    before = turns[users[1]].text[: TURN_READ[0]] if len(users) > 1 else ""
+    return _Text(last, system, before, len(whole) - len(last), counts, tokens, last_tokens, characters)
+
+
+def _scaled(tokens: float, read: str, whole: str) -> float:
+    return tokens if len(read) >= len(whole) else tokens * len(whole) / len(read)
+
+
+def _whole(turns: tuple[Turn, ...], role: str) -> str:
+    """The texts of this role among the first turns, bounded for hashing."""
+    found = [ends(turn.text, *HASHED) for turn in turns[:8] if turn.role == role]
+    return found[0] if len(found) == 1 else "\n".join(found)
+
+
+def _length(turns: tuple[Turn, ...], role: str) -> int:
+    return sum([len(turn.text) for turn in turns[:8] if turn.role == role])
+
+
+def _tokens(prompt: Prompt, text: _Text) -> int:
+    tokens = text.tokens + TURN_TOKENS * len(prompt.turns) + REPLY_TOKENS
+    if prompt.tools or prompt.tool_calls or prompt.schema_hash:
+        # Schemas and call arguments are in the body and not in the turns. Escapes make this an overestimate, so it is
+        # held to what tools of a usual size need.
+        rest = prompt.size_bytes - prompt.embedded_bytes - text.characters - 40 * len(prompt.turns)
+        usual = 300 + 600 * len(prompt.tools) + 500 * prompt.tool_calls
+        tokens += min(max(0.0, rest * SCHEMA_TOKENS_PER_BYTE), usual)
+    tokens += IMAGE_TOKENS * prompt.images + AUDIO_TOKENS * prompt.audio + DOCUMENT_TOKENS * prompt.documents
+    return math.ceil(tokens)
+
+
+def _bound(prompt: Prompt) -> int:
+    """No tokenizer makes more. Byte-level tokenizers make at most a token a byte, JSON only lengthens a text, and the
+    JSON around a message is longer than any chat template's markers."""
+    embedded = prompt.embedded_bytes
+    bound = max(0, prompt.size_bytes - embedded) + PROMPT_BOUND + IMAGE_BOUND * prompt.images
+    if prompt.tools:
+        bound += TOOLS_BOUND
+    if prompt.audio:
+        bound += math.ceil(embedded * AUDIO_BOUND_PER_BYTE) + (0 if embedded else AUDIO_BOUND * prompt.audio)
+    if prompt.documents:
+        bound += min(embedded or DOCUMENT_BOUND * prompt.documents, DOCUMENT_BOUND * prompt.documents)
+    return bound
+
+
+def _template_hash(prompt: Prompt, system: str, template: str) -> str:
+    if not (system or prompt.tools or prompt.schema_hash or template):
+        return ""
+    # Without digits, so that a date or a counter in the system prompt does not make a new workload every day.
+    for figure in "0123456789":
+        system = system.replace(figure, "")
+    return digest(system, *sorted(prompt.tools), prompt.schema_hash, prompt.structured, template)
+
+
+def _intent_hash(folded: str, unread: int) -> str:
+    """Of the last question, whatever its case, its spacing and the punctuation at its ends. Digits and everything
+    within stay: "5-3" and "5 3" are different questions."""
+    asked = " ".join(folded.split()).strip(" .,;:!?…。！？¿¡\"'")
+    if not asked:
+        return ""
+    return digest(asked, str(unread) if unread > 0 else "")
+
+
+def _complexity(prompt: Prompt, seen: tasks.Reading, last_tokens: float) -> float:
+    """0..1 from seven parts, each saturating, so that no single word moves it far. Reasons: docs/estimator.md."""
+    if seen.task == "greeting":
+        return 0.0
+    size = min(1.0, math.log2(1.0 + last_tokens / 64.0) / 9.0)
+    total = (
+        0.30 * size
+        + 0.80 * seen.depth
+        + 0.35 * squash(seen.constraints, 6.0)
+        + 0.20 * seen.code
+        + 0.25 * seen.math
+        + 0.12 * seen.ambiguity
+        + 0.12 * squash(len(prompt.turns) - 1, 10.0)
+    )
+    return round(1.0 - math.exp(-total), 4)
+
+
+# ------------------------------------------------------------------------------------------------ keywords
+
+
+def _found(turns: tuple[Turn, ...], keywords: tuple[str, ...]) -> tuple[str, ...]:
+    """The keywords that the system prompt or the last message contains as whole words, casefolded and sorted."""
+    wanted = _prepared(keywords)
+    last = next((turn.text for turn in turns[:-200:-1] if turn.role == "user"), turns[-1].text if turns else "")
+    texts = [ends(text, *KEYWORD_READ).casefold() for text in (last, _whole(turns, "system")) if text]
+    spaced = [" ".join(text.split()) for text in texts]
+    return tuple(keyword for keyword in wanted if any(_contains(text, keyword) for text in spaced))
+
+
+@functools.lru_cache(maxsize=64)
+def _prepared(keywords: tuple[str, ...]) -> tuple[str, ...]:
+    folded = (" ".join(keyword.casefold().split()) for keyword in keywords)
+    return tuple(sorted({keyword for keyword in folded if keyword}))
+
+
+def _contains(text: str, keyword: str) -> bool:
+    at = text.find(keyword)
+    while at >= 0:
+        end = at + len(keyword)
+        before = at == 0 or not _joined(text[at - 1], keyword[0])
+        if before and (end == len(text) or not _joined(keyword[-1], text[end])):
+            return True
+        at = text.find(keyword, at + 1)
+    return False
+
+
+def _joined(left: str, right: str) -> bool:
+    """Both belong to one word. Scripts without spaces (Thai, kana, Han) have no word boundary to keep to."""
+    return left.isalnum() and right.isalnum() and not (_unspaced(left) or _unspaced(right))
+
+
+def _unspaced(letter: str) -> bool:
+    code = ord(letter)
+    return 0x0E00 <= code < 0x1000 or 0x2E80 <= code < 0xA000 or code >= 0x20000

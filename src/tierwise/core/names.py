@@ -1,0 +1,92 @@
+"""What a caller's model name means: a policy, a preset, a tier, or one model that is never rerouted."""
+
+from __future__ import annotations
+
+from difflib import get_close_matches
+from typing import Literal
+
+import msgspec
+
+from tierwise.core.errors import BadRequest, Unknown
+from tierwise.core.policy import PRESETS
+from tierwise.core.snapshot import Snapshot, tier_policy
+
+AUTO = "auto"
+# For clients that show only names of the vendor they were made for.
+CLAUDE_ALIAS = "claude-auto"
+
+
+class Meaning(msgspec.Struct, frozen=True):
+    """`pinned` is "" when a policy is to choose."""
+
+    policy: str
+    pinned: str = ""
+
+
+def meaning(snapshot: Snapshot, name: str, policy_hint: str | None, kind: Literal["chat", "embedding"]) -> Meaning:
+    """Raises Unknown, with the nearest names, for a name that means nothing here."""
+    policy = _policy(snapshot, policy_hint) if policy_hint else "default"
+    if name in ("", AUTO, CLAUDE_ALIAS):
+        return Meaning(policy, _one_embedding(snapshot) if kind == "embedding" else "")
+    if name.startswith(("auto/", "auto:")):
+        return Meaning(_policy(snapshot, name[5:]), _one_embedding(snapshot) if kind == "embedding" else "")
+    catalogue = snapshot.catalogue
+    if name in catalogue.tiers:
+        return Meaning(tier_policy(name))
+    if name in catalogue.models:
+        return Meaning(policy, name)
+    # provider:model is read as well; a bare name is enough where only one provider has it.
+    slashed = name.replace(":", "/", 1)
+    if slashed in catalogue.models:
+        return Meaning(policy, slashed)
+    bare = [model.id for model in catalogue.models.values() if model.name == name]
+    if len(bare) == 1:
+        return Meaning(policy, bare[0])
+    if bare:
+        raise Unknown(
+            f"{len(bare)} providers have a model {name!r}; name one of: {', '.join(bare)}",
+            code="model_not_found",
+            param="model",
+        )
+    raise Unknown(
+        f"no model, tier or policy is named {name!r}{_hint(name, offered(snapshot))}",
+        code="model_not_found",
+        param="model",
+        metadata={"nearest": _near(name, offered(snapshot))},
+    )
+
+
+def offered(snapshot: Snapshot) -> list[str]:
+    """Every name that a caller may use, the policies first."""
+    named = [name for name in snapshot.policies if name != "default" and not name.startswith("tier:")]
+    policies = [f"auto:{name}" if name in PRESETS else f"auto/{name}" for name in named]
+    return [AUTO, *policies, *snapshot.catalogue.tiers, *snapshot.catalogue.models, CLAUDE_ALIAS]
+
+
+def _policy(snapshot: Snapshot, name: str) -> str:
+    if name in snapshot.policies and not name.startswith("tier:"):
+        return name
+    known = [each for each in snapshot.policies if not each.startswith("tier:")]
+    raise Unknown(
+        f"no policy is named {name!r}{_hint(name, known)}",
+        code="policy_not_found",
+        param="model",
+        metadata={"nearest": _near(name, known)},
+    )
+
+
+def _one_embedding(snapshot: Snapshot) -> str:
+    """Vectors of different models cannot be compared, so `auto` is always the same embedding model."""
+    for model in snapshot.catalogue.models.values():
+        if model.kind == "embedding":
+            return model.id
+    raise BadRequest("no embedding model is configured; add one under `models`", code="model_not_found", param="model")
+
+
+def _near(name: str, known: list[str]) -> list[str]:
+    return get_close_matches(name[:200], known, n=3, cutoff=0.4)
+
+
+def _hint(name: str, known: list[str]) -> str:
+    close = _near(name, known)
+    return f"; the nearest are {', '.join(close)}" if close else ""

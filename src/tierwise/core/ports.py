@@ -1,0 +1,154 @@
+"""What the router needs from the outside: a ledger, a journal and an upstream. Protocols only; config.py picks who fills them."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any, Literal, Protocol
+
+import msgspec
+
+from tierwise.core.budget import Charge, Denial, Hold, Lambda
+from tierwise.core.catalogue import Deadlines, Provider
+from tierwise.core.episode import Decision, Episode, FailureKind
+from tierwise.core.money import Usage
+from tierwise.core.request import Hints, Payer
+
+
+class Ledger(Protocol):
+    """Holds money before it is spent and takes it after. A refusal holds nothing anywhere."""
+
+    def money(self, payer: Payer, hints: Hints, at_s: int) -> Lambda:
+        """The price of money for this payer now. Reads only; never waits."""
+        ...
+
+    async def hold(self, hold: Hold) -> Denial | None:
+        """Set the amount aside under every budget of the payer's path, or say why not. The same id holds once."""
+        ...
+
+    def settle(self, hold_id: str, charge: Charge) -> None:
+        """Post what the attempt cost. Returns at once and never raises for money reasons: it only leaves a message for
+        a task that the request does not own, so a cancelled request cannot lose it. The first closes a hold; later
+        ones are ignored."""
+        ...
+
+    async def drain(self) -> None:
+        """Wait until every posted settlement is done."""
+        ...
+
+    def open_holds(self) -> int: ...
+
+
+class Outcome(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """How an episode ended. Four models are kept apart: requested (in the episode), routed, served, billed."""
+
+    status: Literal["answered", "refused", "abandoned", "broken", "dry_run"]
+    code: str = ""
+    routed: str = ""
+    served: str = ""
+    billed: str = ""
+    cost_nano: int | None = None  # of every attempt together; None when an unpriced model was used
+    baseline_nano: int | None = None
+    usage: Usage = Usage()
+    attempts: int = 0
+    latency_ms: int = 0
+    first_token_ms: int | None = None
+    own_ms: float = 0.0  # spent by Tierwise itself before the first call
+    lost: tuple[str, ...] = ()  # what could not be translated
+
+
+class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One journal row. `prompt` and `reply` are filled only when the owner says that texts are kept."""
+
+    version: int = 1
+    episode: Episode
+    decisions: tuple[Decision, ...]
+    outcome: Outcome
+    prompt: str | None = None
+    reply: str | None = None
+
+
+class Feedback(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What someone or something said of a reply's quality; `score` is 0..1."""
+
+    decision_id: str
+    at_s: int
+    score: float
+    source: str = "user"
+    comment: str = ""
+    payer: Payer = Payer()
+
+
+class Journal(Protocol):
+    """Where episodes are kept. Writing never waits and never fails a request; what had to be dropped is counted."""
+
+    dropped: int
+
+    def write(self, record: Record) -> None: ...
+    def feedback(self, feedback: Feedback) -> None: ...
+    def snapshot(self, hash: str, data: bytes) -> None: ...
+    async def read(self, decision_id: str) -> Record | None: ...
+    async def read_snapshot(self, hash: str) -> bytes | None: ...
+    async def recent(self, limit: int) -> list[Record]: ...
+    async def close(self) -> None: ...
+
+
+class Outgoing(msgspec.Struct, frozen=True, kw_only=True):
+    """One call to a provider, ready to send."""
+
+    provider: Provider
+    path: str  # below the provider's base URL: "chat/completions", "messages", "embeddings"
+    body: bytes
+    stream: bool
+    deadlines: Deadlines
+    headers: tuple[tuple[str, str], ...] = ()
+
+
+class UpstreamError(Exception):
+    """A call that did not end in a reply. `dispatched`: the provider may have seen it, and may bill it."""
+
+    def __init__(
+        self,
+        kind: FailureKind,
+        message: str,
+        *,
+        status: int = 0,
+        retry_after_ms: int | None = None,
+        dispatched: bool = True,
+        body: bytes = b"",
+    ) -> None:
+        super().__init__(message)
+        self.kind: FailureKind = kind
+        self.message = message
+        self.status = status
+        self.retry_after_ms = retry_after_ms
+        self.dispatched = dispatched
+        self.body = body  # of the provider's error reply, bounded
+
+
+class Incoming(Protocol):
+    """A reply that has begun: status 200 and headers are here, the body is not. Close it on every way out."""
+
+    content_type: str
+
+    async def read(self) -> bytes:
+        """The whole body, bounded. Raises UpstreamError."""
+        ...
+
+    def chunks(self) -> AsyncIterator[bytes]:
+        """The body as it comes. Raises UpstreamError when it stops before its end or passes a deadline."""
+        ...
+
+    def close(self) -> None:
+        """Let go at once: an unfinished body closes the connection, so the provider stops. Never waits."""
+        ...
+
+
+class Upstream(Protocol):
+    async def send(self, outgoing: Outgoing) -> Incoming:
+        """Send, and return when the reply's headers are here. Raises UpstreamError."""
+        ...
+
+    async def close(self) -> None: ...
+
+
+Json = dict[str, Any]

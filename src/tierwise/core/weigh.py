@@ -1,0 +1,137 @@
+"""What each candidate is expected to cost, to be worth and to take: all of it in nano-dollars, under the price of money."""
+
+from __future__ import annotations
+
+import msgspec
+
+from tierwise.core.catalogue import Catalogue, Model
+from tierwise.core.episode import Episode, Range
+from tierwise.core.estimate import estimate_all
+from tierwise.core.money import TOKENS_PER_PRICE, Usage, cost_nano
+from tierwise.core.policy import Amounts
+from tierwise.core.snapshot import Snapshot
+
+
+class Weighed(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """One model against one request. `cost_nano` is None for an unpriced model, which then weighs as the dearest."""
+
+    model: Model
+    quality: Range
+    output_tokens: int
+    cost_nano: int | None
+    latency_ms: int
+    price_nano: int
+
+
+def weigh(snapshot: Snapshot, episode: Episode, models: tuple[Model, ...], amounts: Amounts) -> tuple[Weighed, ...]:
+    """price = expected cost × λ + (1 − quality) × what a miss costs + expected seconds × what a second costs.
+
+    The quality is the middle of its interval, less the caution's share of the way to its low end: of two models that are
+    expected to be equally good, the one that we know better weighs less."""
+    miss = amounts.miss_nano(episode.criticality)
+    second = amounts.second_nano(episode.latency)
+    factor = episode.money.value
+    found = []
+    for model, estimate in zip(models, estimate_all(snapshot.estimator, episode.features, models), strict=True):
+        cost = expected_nano(model, episode, estimate.output_tokens)
+        counted = cost if cost is not None else _dearest_nano(snapshot, episode, estimate.output_tokens)
+        # Rounded to the nearest: a price weighs candidates and is never charged.
+        quality = estimate.quality.mid - amounts.caution * (estimate.quality.mid - estimate.quality.low)
+        price = round(counted * factor + (1.0 - quality) * miss + estimate.latency_ms * second / 1_000)
+        found.append(
+            Weighed(
+                model=model,
+                quality=estimate.quality,
+                output_tokens=estimate.output_tokens,
+                cost_nano=cost,
+                latency_ms=estimate.latency_ms,
+                price_nano=price,
+            )
+        )
+    return tuple(found)
+
+
+def expected_nano(model: Model, episode: Episode, output_tokens: int) -> int | None:
+    """What the request is expected to cost on this model; None when it is unpriced."""
+    if model.price is None:
+        return None
+    tokens = episode.features.input_tokens
+    rates = model.price.rates(episode.at_s, tokens, episode.service)
+    total = tokens * rates.input_tokens + output_tokens * rates.output_tokens
+    return -(-total // TOKENS_PER_PRICE) + rates.request_nano
+
+
+def worst_case_nano(model: Model, episode: Episode, ceiling: int) -> int:
+    """The most that one call can be billed: every byte a token, every token at its dearest reachable rate, every reply
+    as long as the ceiling. 0 for an unpriced model, which only a policy that allows it can reach."""
+    if model.price is None:
+        return 0
+    features = episode.features
+    bound = features.input_bound_tokens
+    rates = model.price.dearest(episode.at_s, bound, episode.service)
+    read = max(rates.input_tokens, rates.cache_write_5m_tokens, rates.cache_write_1h_tokens, rates.cached_input_tokens)
+    if features.audio:
+        read = max(read, rates.input_audio_tokens)
+    written = max(rates.output_tokens, rates.reasoning_tokens, rates.output_audio_tokens)
+    output = 0 if model.kind == "embedding" else (ceiling + features.reasoning_tokens) * features.n
+    return -(-(bound * read + output * written) // TOKENS_PER_PRICE) + rates.request_nano
+
+
+def affordable_tokens(model: Model, episode: Episode, amount_nano: int) -> int:
+    """The highest ceiling whose worst case is within the amount; below 1 when there is none."""
+    if model.price is None or model.kind == "embedding":
+        return 0
+    unit = worst_case_nano(model, episode, 1_000_000) - worst_case_nano(model, episode, 0)
+    if unit <= 0:
+        return model.max_output_tokens
+    tokens = (amount_nano - worst_case_nano(model, episode, 0)) * 1_000_000 // unit
+    # The division above may be one rounding off either way; the law is that the worst case fits.
+    while tokens > 0 and worst_case_nano(model, episode, tokens) > amount_nano:
+        tokens -= 1
+    return min(tokens, model.max_output_tokens)
+
+
+def baseline_nano(snapshot: Snapshot, episode: Episode) -> int | None:
+    """What the request is expected to cost on the baseline model."""
+    model = snapshot.catalogue.models.get(snapshot.catalogue.baseline)
+    if model is None or model.kind != episode.kind:
+        return None
+    (found,) = estimate_all(snapshot.estimator, episode.features, (model,))
+    return expected_nano(model, episode, found.output_tokens)
+
+
+def billed_model(catalogue: Catalogue, routed: Model, served: str) -> Model:
+    """Whose price a reply has: the model that the provider says it ran, when we know it. Another version of the routed
+    model is the routed model; a stranger is priced as the dearest that this provider has, never as a bargain."""
+    name = _bare(served)
+    own = _bare(routed.name)
+    if not name or name.startswith(own) or own.startswith(name):
+        return routed
+    known = catalogue.models.get(f"{routed.provider}/{served}")
+    if known is not None:
+        return known
+    family = [model for model in catalogue.models.values() if model.provider == routed.provider and model.price]
+    return max((*family, routed), key=_rate_sum)
+
+
+def _rate_sum(model: Model) -> int:
+    rates = model.price.rows[0].rates if model.price else None
+    return rates.input_tokens + rates.output_tokens if rates else -1
+
+
+def _bare(name: str) -> str:
+    """`models/Gemini-2.5-flash:latest` and `gemini-2.5-flash` are the same name."""
+    return name.rsplit("/", 1)[-1].removesuffix(":latest").casefold()
+
+
+def charged_nano(model: Model, episode: Episode, usage: Usage) -> int | None:
+    """What this usage costs on this model at the time the episode began; None when it is unpriced."""
+    if model.price is None:
+        return None
+    return cost_nano(usage, model.price.rates(episode.at_s, usage.prompt_tokens, episode.service))
+
+
+def _dearest_nano(snapshot: Snapshot, episode: Episode, output_tokens: int) -> int:
+    """An unpriced model weighs as much as the dearest of the catalogue: what is unknown is never a bargain."""
+    known = (expected_nano(model, episode, output_tokens) for model in snapshot.catalogue.models.values())
+    return max((cost for cost in known if cost is not None), default=0)

@@ -1,0 +1,91 @@
+"""Words for codes. Codes and facts are stored; only here do they become sentences."""
+
+from __future__ import annotations
+
+from tierwise.core.episode import Candidate, Fact, Reason
+
+# Why a model was dropped, or passed over, or chosen.
+WHY_NOT = {
+    "wrong_kind": "it makes another kind of output (chat or embeddings)",
+    "not_granted": "this key may not use it",
+    "denied_by_caller": "the caller ruled it out",
+    "not_allowed_by_caller": "the caller named others",
+    "not_local": "it does not run on the owner's machines, as asked",
+    "unpriced": "it has no price, and the policy refuses unpriced models",
+    "denied_by_policy": "the policy rules it out",
+    "not_allowed_by_policy": "the policy names others",
+    "too_dear": "its price is above the policy's limit",
+    "output_too_small": "it cannot write as many tokens as asked for",
+    "context_too_small": "the prompt does not fit its context",
+    "no_tools": "it cannot call tools",
+    "no_images": "it cannot read images",
+    "no_audio": "it cannot hear audio",
+    "no_documents": "it cannot read documents",
+    "no_schema": "it cannot keep to a JSON schema",
+    "no_json": "it cannot be held to JSON",
+    "resting": "it is resting after failures",
+    "below_floor": "its expected quality is below the policy's floor",
+    "below_min_quality": "its expected quality is below what the caller asked for",
+    "too_slow": "it is expected to take longer than the caller allows",
+    "failed": "it failed",
+    "step_limit": "the session or workflow has no steps left",
+    "retry_budget": "its provider fails too much to be asked again now",
+    "cannot_be_paid": "its worst case is more than the budget can hold",
+    "dearer_fallback": "the policy does not fall back to dearer models",
+    "later_in_order": "it comes later in the policy's order",
+    "higher_price": "cost, risk of a miss and waiting together weigh more",
+    "lower_quality": "its expected quality is lower",
+    "not_in_plan": "the plan that applied does not lead to it",
+    "order": "it comes first in the policy's order",
+    "price": "cost, risk of a miss and waiting together weigh least",
+    "quality": "no model reaches the floor, and it comes nearest",
+    "retry": "nobody else is left, and its failure may have passed",
+}
+
+REASONS = {
+    "chosen": "{model} was chosen by {by}",
+    "kept": "{models} models can serve the request, {dropped} cannot",
+    "rule": "rule {rule} holds, so {then} applies",
+    "no_rule": "no rule holds, so {otherwise} applies",
+    "told": "asked about {topic}, a helper said {answer}",
+    "helper_failed": "the helper for {topic} did not answer; routing goes on without it",
+    "explored": "by chance ({rate} of requests, odds {odds} for this model) another model is tried",
+    "promise_not_certified": "promise {promise} is not certified, so nothing is saved on it",
+    "floor_unreachable": "no model reaches the expected quality {floor}; the nearest is taken",
+    "min_quality_unreachable": "no model reaches the quality {min_quality} that was asked for; the nearest is taken",
+    "max_latency_ms_unreachable": "no model is expected within {max_latency_ms} ms; the fastest is taken",
+    "confidence_low": "the reply of {model} has confidence {figure}, too little",
+    "confidence_unknown": "{model} tells no confidence, so its reply is not accepted",
+    "check_failed": "the reply of {model} fails the check {figure}",
+    "not_agreed": "{replies} replies, and no {wanted} of them agree",
+    "grade_low": "the reply of {model} was graded {score}, too little",
+    "grade_good": "the reply of {model} was graded {score}",
+    "grader_failed": "the grader did not answer, so the reply of {model} is not accepted",
+    "accepted": "the reply of {model} is good enough",
+    "kept_lower_reply": "nobody above answered, so the best reply so far is delivered",
+    "rung_skipped": "{left_ms} ms are left and this rung and the last need {needed_ms} ms, so it is skipped",
+    "ceiling_set": "max_tokens is set to {max_tokens}, which the budget can hold",
+    "retry": "{model} is asked again after {wait_ms} ms",
+    "calls_exhausted": "the request has made {calls} calls, its limit",
+    "attempts_exhausted": "{attempts} attempts have failed, the limit",
+}
+
+
+def reason_text(reason: Reason) -> str:
+    """The reason as a sentence, with where in the policy it was made."""
+    words = REASONS.get(reason.code, reason.code).format_map(_Facts(reason.facts))
+    return f"{words} ({reason.at})" if reason.at else words
+
+
+def candidate_text(candidate: Candidate) -> str:
+    """Why this model was chosen, dropped or passed over."""
+    words = WHY_NOT.get(candidate.code, candidate.code)
+    shown = ", ".join(f"{name} {value}" for name, value in candidate.facts)
+    return f"{words} ({shown})" if shown else words
+
+
+class _Facts(dict[str, Fact]):
+    """Facts for a sentence; one that an older journal row does not have shows as a dash."""
+
+    def __missing__(self, name: str) -> str:
+        return "–"
