@@ -1,0 +1,353 @@
+"""The command line: `tierwise serve | route | why | models | config check | config schema`. Heavy imports stay inside.
+
+Exit codes: 0 done, 1 the answer is no (nothing can serve, no such decision), 2 the command or configuration is wrong.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+if TYPE_CHECKING:
+    from tierwise.config import Setup
+    from tierwise.core.episode import Decision, Episode
+    from tierwise.core.explain import Explanation
+
+NO = 1
+WRONG = 2
+
+app = typer.Typer(
+    name="tierwise",
+    help="The cost control plane for LLM inference: each request to the cheapest model that is good enough.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+config_app = typer.Typer(help="Check a configuration file, or print its schema.", no_args_is_help=True)
+app.add_typer(config_app, name="config")
+
+ConfigOption = Annotated[
+    Path | None, typer.Option("--config", help="Configuration file; else TIERWISE_CONFIG, ./tierwise.yaml, or none.")
+]
+StateOption = Annotated[Path | None, typer.Option("--state", help="Folder for the journal; else TIERWISE_STATE.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="One JSON document instead of text.")]
+
+
+def main() -> None:
+    """The `tierwise` command. No traceback reaches a person for anything that is theirs to mend."""
+    from tierwise.core.errors import ConfigError, RequestError, TierwiseError
+
+    try:
+        app()
+    except ConfigError as error:
+        _stop(str(error), WRONG)
+    except RequestError as error:
+        _stop(error.message, WRONG if error.status == 400 else NO)
+    except TierwiseError as error:
+        _stop(str(error), NO)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+@app.command()
+def serve(
+    config: ConfigOption = None,
+    host: Annotated[str | None, typer.Option(help="Address to bind; else the file's, else 127.0.0.1.")] = None,
+    port: Annotated[int | None, typer.Option(help="0 takes any free port; else the file's, else 4100.")] = None,
+    state: StateOption = None,
+    json: Annotated[bool, typer.Option("--json", help="Print the start-up facts as one line of JSON.")] = False,
+) -> None:
+    """Start the gateway, and serve until it is told to stop (SIGTERM drains, SIGHUP reloads)."""
+    from tierwise.server.startup import banner, facts, run
+
+    path = _path(config)
+    setup = _load(path, host=host, port=port, state=state)
+
+    def started(at: int) -> None:
+        _print(facts(setup, at) if json else banner(setup, at), json)
+
+    def again() -> Any:
+        from tierwise.config import reload
+
+        return reload(path, os.environ, host=host, port=port, state=state)
+
+    run(setup, path, again, started)
+
+
+@app.command()
+def route(
+    text: Annotated[str, typer.Argument(help="The user's message; - reads it from standard input.")],
+    config: ConfigOption = None,
+    model: Annotated[str, typer.Option(help="auto, auto:economy, a tier, provider/model, ...")] = "auto",
+    system: Annotated[str, typer.Option(help="A system prompt.")] = "",
+    max_tokens: Annotated[int | None, typer.Option(help="The reply's ceiling.")] = None,
+    criticality: Annotated[str | None, typer.Option(help="user or internal.")] = None,
+    latency: Annotated[str | None, typer.Option(help="interactive, background or batch.")] = None,
+    json: JsonOption = False,
+) -> None:
+    """Say which model would answer, why, and what every candidate would cost. Calls nothing."""
+    from tierwise.core.explain import explain
+
+    setup = _load(_path(config), port=0)
+    episode, decision = _decided(
+        setup, sys.stdin.read() if text == "-" else text, model, system, max_tokens, criticality, latency
+    )
+    found = explain(setup.snapshot, episode, decision)
+    if json:
+        _print({**_plain(found), "features": episode.features}, True)
+    else:
+        _show(found)
+    if not found.model:
+        sys.exit(NO)
+
+
+@app.command()
+def why(
+    decision_id: Annotated[str, typer.Argument(help="From the x-tierwise-decision header.")],
+    config: ConfigOption = None,
+    state: StateOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Explain a decision of the past: reasons, candidates, cost, and what would have changed it."""
+    from tierwise.config import find_state, open_journal
+
+    folder = find_state(state, os.environ, _path(config))
+    found = asyncio.run(_past(open_journal, folder, decision_id))
+    if found is None:
+        _stop(f"no decision {decision_id!r} in {folder}; --state names another folder", NO)
+    record, explanation = found
+    if json:
+        _print({"record": record, "explanation": _plain(explanation) if explanation else None}, True)
+        return
+    if explanation is not None:
+        _show(explanation)
+    outcome = record.outcome
+    _print(
+        f"\nEnded: {outcome.status}{f' ({outcome.code})' if outcome.code else ''} after {outcome.latency_ms} ms, "
+        f"{outcome.attempts} attempt(s)\nRequested {record.episode.requested!r}, routed {outcome.routed!r}, served "
+        f"{outcome.served!r}, billed {outcome.billed!r}\nCost {_usd(outcome.cost_nano)} USD, baseline "
+        f"{_usd(outcome.baseline_nano)} USD"
+    )
+
+
+@app.command()
+def models(config: ConfigOption = None, json: JsonOption = False) -> None:
+    """List the models, their tiers, prices and abilities, and the names a caller may use."""
+    from tierwise.core.names import offered
+
+    setup = _load(_path(config), port=0)
+    rows = [_model_row(setup, id) for id in setup.snapshot.catalogue.models]
+    names = offered(setup.snapshot)
+    if json:
+        _print({"models": rows, "names": names, "notes": setup.notes}, True)
+        return
+    from rich.table import Table
+
+    table = Table(box=None, header_style="bold")
+    for name in ("model", "tier", "input $/M", "output $/M", "context", "abilities"):
+        table.add_column(name, justify="right" if "$" in name or name == "context" else "left")
+    for row in rows:
+        table.add_row(
+            row["id"],
+            row["tier"],
+            row["input_usd_per_mtok"] or "unpriced",
+            row["output_usd_per_mtok"] or "unpriced",
+            f"{row['context_tokens']:,}",
+            " ".join(row["abilities"]),
+        )
+    _rich(table)
+    _print(f"\nNames: {', '.join(names)}")
+
+
+@config_app.command("check")
+def check(
+    config: Annotated[Path | None, typer.Argument(help="The file; else TIERWISE_CONFIG or ./tierwise.yaml.")] = None,
+    json: JsonOption = False,
+) -> None:
+    """Read a configuration as `serve` would. Exit code 2 with every problem when it cannot be used."""
+    from tierwise.core.errors import ConfigError
+
+    path = _path(config)
+    try:
+        setup = _load(path)
+    except ConfigError as error:
+        if not json:
+            raise
+        problems = [
+            {"line": each.line, "where": each.where, "what": each.what, "nearest": each.nearest}
+            for each in error.problems
+        ]
+        _print({"ok": False, "source": error.source, "problems": problems}, True)
+        sys.exit(WRONG)
+    good = {
+        "ok": True,
+        "source": setup.source,
+        "snapshot": setup.snapshot.hash,
+        "models": len(setup.snapshot.catalogue.models),
+        "policies": [name for name in setup.snapshot.policies if not name.startswith("tier:")],
+        "notes": setup.notes,
+    }
+    if json:
+        _print(good, True)
+    else:
+        _print(f"{setup.source}: good ({good['models']} models, snapshot {setup.snapshot.hash})")
+        for note in setup.notes:
+            _print(f"  {note}")
+
+
+@config_app.command("schema")
+def schema() -> None:
+    """Print the JSON Schema of the configuration file, for editors."""
+    from tierwise.config_schema import schema as made
+
+    _print(made(), True)
+
+
+# ------------------------------------------------------------------------------------------------ helpers
+
+
+def _path(config: Path | None) -> Path | None:
+    from tierwise.config import find
+
+    return config or find(os.environ)
+
+
+def _load(path: Path | None, **overrides: Any) -> Setup:
+    from tierwise.config import load
+
+    return asyncio.run(load(path, os.environ, **overrides))
+
+
+def _decided(
+    setup: Setup,
+    text: str,
+    model: str,
+    system: str,
+    max_tokens: int | None,
+    criticality: str | None,
+    latency: str | None,
+) -> tuple[Episode, Decision]:
+    import msgspec
+
+    from tierwise import wire
+    from tierwise.config import open_ledger
+    from tierwise.core.decide import decide
+    from tierwise.core.request import Payer
+    from tierwise.routing.door import open_episode
+
+    messages = [{"role": "system", "content": system}] if system else []
+    body: dict[str, Any] = {"model": model, "messages": [*messages, {"role": "user", "content": text}]}
+    hints = {key: value for key, value in (("criticality", criticality), ("latency", latency)) if value}
+    if hints:
+        body["tierwise"] = hints
+    if max_tokens is not None:
+        body["max_tokens"] = max_tokens
+    request = wire.codec("openai_chat").read(msgspec.json.encode(body), {})
+    episode = open_episode(request, Payer(), (), setup.snapshot, open_ledger(setup), ())
+    return episode, decide(setup.snapshot, episode)
+
+
+async def _past(open_journal: Callable[[Path], Any], folder: Path, decision_id: str) -> Any:
+    from tierwise.core.explain import explain_story
+    from tierwise.core.snapshot import load
+
+    journal = open_journal(folder)
+    if journal is None:
+        return None
+    try:
+        record = await journal.read(decision_id)
+        if record is None:
+            return None
+        data = await journal.read_snapshot(record.episode.snapshot)
+        explanation = explain_story(load(data), record.episode, record.decisions) if data and record.decisions else None
+        return record, explanation
+    finally:
+        await journal.close()
+
+
+def _model_row(setup: Setup, id: str) -> dict[str, Any]:
+    import time
+
+    from tierwise.core.money import usd_text
+
+    model = setup.snapshot.catalogue.models[id]
+    rates = model.price.rates(int(time.time()), 0) if model.price else None
+    return {
+        "id": id,
+        "tier": model.tier,
+        "kind": model.kind,
+        "input_usd_per_mtok": usd_text(rates.input_tokens) if rates else None,
+        "output_usd_per_mtok": usd_text(rates.output_tokens) if rates else None,
+        "price_source": model.price.source if model.price else None,
+        "context_tokens": model.context_tokens,
+        "max_output_tokens": model.max_output_tokens,
+        "abilities": list(model.abilities),
+        "local": model.local,
+    }
+
+
+def _show(found: Explanation) -> None:
+    from rich.table import Table
+
+    _print(f"{found.sentence}\n")
+    for reason in found.reasons:
+        _print(f"  {reason}")
+    table = Table(box=None, header_style="bold")
+    for name in ("", "model", "quality", "cost $", "seconds", "price $", "why"):
+        table.add_column(name, justify="right" if "$" in name or name in ("quality", "seconds") else "left")
+    for each in found.candidates:
+        quality = each["quality"]
+        table.add_row(
+            {"chosen": "→", "dropped": "✗"}.get(each["verdict"], " "),
+            each["model"],
+            f"{quality['expected']:.2f} ({quality['low']:.2f}–{quality['high']:.2f})" if quality else "",
+            each["expected_cost_usd"] or "unpriced",
+            f"{(each['expected_latency_ms'] or 0) / 1_000:.1f}",
+            each["price_usd"] or "",
+            each["why"],
+        )
+    _print("")
+    _rich(table)
+    for flip in found.flips[:3]:
+        _print(f"\nWith {flip.what} {flip.would_be} instead of {flip.was}: {flip.model or 'refused'}")
+
+
+def _plain(found: Explanation) -> dict[str, Any]:
+    import msgspec
+
+    return msgspec.structs.asdict(found)
+
+
+def _usd(nano: int | None) -> str:
+    from tierwise.core.money import usd_text
+
+    return "unknown" if nano is None else usd_text(nano)
+
+
+def _rich(table: Any) -> None:
+    from rich.console import Console
+
+    Console(width=None if sys.stdout.isatty() else 160).print(table)
+
+
+def _print(value: Any, as_json: bool = False) -> None:
+    if as_json:
+        import msgspec
+
+        value = msgspec.json.format(msgspec.json.encode(value), indent=2).decode()
+    print(value, flush=True)
+
+
+def _stop(message: str, code: int) -> NoReturn:
+    print(f"tierwise: {message}", file=sys.stderr)
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,302 @@
+"""Entries of the file into values of the house: policies, budgets, keys, prices' sanity, addresses. Names no backend.
+
+Everything here notes its problems and goes on, so that a person mends a file once and not ten times.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import msgspec
+
+from tierwise.config_file import Located, join
+from tierwise.config_read import nearest
+from tierwise.config_schema import BudgetEntry, ConfigFile, KeyEntry, PolicyEntry, ServerSettings
+from tierwise.config_secrets import Secret, resolve_secret
+from tierwise.core.budget import Budget, Scope, Window
+from tierwise.core.catalogue import Catalogue
+from tierwise.core.check_policy import check
+from tierwise.core.errors import ConfigError, Problem
+from tierwise.core.money import usd_to_nano
+from tierwise.core.policy import BALANCED, PRESETS, Amounts, Best, Keep, Plan, Policy, Screen
+from tierwise.core.request import Payer
+
+# 128 bits in base64 are 22 letters; below 16 a key can be guessed over a network.
+LEAST_KEY_LETTERS = 16
+PAYER_FIELDS = ("user", "team", "organisation", "key", "session", "workflow")
+# From the least to the largest: a request is part of a session, a session is paid by a user, and so on.
+SCOPES: tuple[Scope, ...] = ("request", "session", "user", "team", "organisation")
+WINDOWS: tuple[Window, ...] = ("minute", "hour", "day", "week", "month", "lifetime")
+
+
+class KeySpec(msgspec.Struct, frozen=True, kw_only=True):
+    """A caller's key: what proves it, who pays for it, and the models, tiers or providers it may use (() means all)."""
+
+    name: str
+    secret: Secret
+    payer: Payer
+    allow: tuple[str, ...] = ()
+
+
+class Problems:
+    """What was found wrong so far, each with the line where it stands."""
+
+    def __init__(self, located: Located, source: str) -> None:
+        self.located = located
+        self.source = source
+        self.found: list[Problem] = list(located.problems)
+
+    def add(self, where: str, what: str, near: str = "") -> None:
+        self.found.append(Problem(where, what, self.located.line(where), near))
+
+    def unknown(self, where: str, what: str, name: str, known: Iterable[str]) -> None:
+        self.add(where, what, nearest(name, known))
+
+    def raise_any(self) -> None:
+        """Raises ConfigError with all of them, in the order of the file."""
+        if self.found:
+            ordered = sorted(dict.fromkeys(self.found), key=lambda problem: problem.line)
+            raise ConfigError(tuple(ordered), self.source)
+
+
+# ------------------------------------------------------------------------------------------------ policies
+
+
+def default_plans(tiers: tuple[str, ...]) -> dict[str, Plan]:
+    """The plans of a first install: drop what cannot serve, then weigh every tier, the cheapest first at a tie.
+
+    No rule stands between: the built-in estimator already knows a greeting from a proof, and what quality and time are
+    worth is said in dollars, so a hard question goes to a strong model and an easy one does not.
+    """
+    return {"screen": Keep(keep=Screen(fits=True), then="choose"), "choose": Best(best=tuple(reversed(tiers)))}
+
+
+def policies(file: ConfigFile, catalogue: Catalogue, problems: Problems) -> dict[str, Policy]:
+    """`default`, the presets (the default's plans at other amounts) and the named ones, all checked."""
+    embedded = Policy(name="default", start="screen", plans=default_plans(catalogue.tiers))
+    default = _policy("default", file.policy, embedded, "policy", problems)
+    made = {"default": default}
+    for name, amounts in PRESETS.items():
+        made[name] = msgspec.structs.replace(default, name=name, amounts=amounts)
+    _check(default, catalogue, "policy", problems)
+    for name, entry in file.policies.items():
+        where = join("policies", name)
+        if name in made or name == "auto":
+            problems.add(where, "is the name of a policy that is always there; choose another")
+        elif any(letter in name for letter in "/: \t\n"):
+            problems.add(where, "a policy's name has no spaces, slashes or colons: it is asked for as auto/NAME")
+        else:
+            made[name] = _policy(name, entry, default, where, problems)
+            if entry.plans:
+                _check(made[name], catalogue, where, problems)
+    return made
+
+
+def _policy(name: str, entry: PolicyEntry, fallback: Policy, where: str, problems: Problems) -> Policy:
+    start, plans = entry.start, entry.plans
+    if not plans:
+        if start is not None:
+            problems.add(join(where, "start"), "has no effect without `plans`")
+        start, plans = fallback.start, fallback.plans
+    elif start is None and len(plans) > 1:
+        problems.add(where, "needs `start`, the name of the plan to begin with")
+    return Policy(
+        name=name,
+        start=start or next(iter(plans)),
+        plans=plans,
+        amounts=_amounts(entry),
+        attempts=entry.attempts,
+        calls=entry.calls,
+        clamp=entry.clamp,
+        dearer=entry.dearer,
+    )
+
+
+def _amounts(entry: PolicyEntry) -> Amounts:
+    base = PRESETS[entry.preset] if entry.preset else BALANCED
+    usd = {
+        "miss_user_nano": entry.miss_usd.user,
+        "miss_internal_nano": entry.miss_usd.internal,
+        "second_interactive_nano": entry.second_usd.interactive,
+        "second_background_nano": entry.second_usd.background,
+        "second_batch_nano": entry.second_usd.batch,
+    }
+    nano = {key: usd_to_nano(amount) for key, amount in usd.items() if amount is not None}
+    caution = base.caution if entry.caution is None else entry.caution
+    return msgspec.structs.replace(base, caution=caution, **nano)
+
+
+def _check(policy: Policy, catalogue: Catalogue, where: str, problems: Problems) -> None:
+    for found in check(policy, catalogue):
+        problems.add(join(where, found.where), found.what, found.nearest)
+
+
+# ------------------------------------------------------------------------------------------------ budgets
+
+
+def budgets(entries: tuple[BudgetEntry, ...], keys: tuple[KeyEntry, ...], problems: Problems) -> tuple[Budget, ...]:
+    made: list[Budget] = []
+    tags = {tag for key in keys for tag in key.tags}
+    for i, entry in enumerate(entries):
+        where = join("budgets", i)
+        if entry.limit_usd is None and entry.steps is None:
+            problems.add(where, "limits nothing: give `limit_usd`, `steps` or both")
+        if entry.scope == "request" and entry.window is not None:
+            problems.add(f"{where}.window", "has no effect: a request is its own window")
+        for name in entry.match:
+            if name not in PAYER_FIELDS and name not in tags:
+                what = f"is none of {', '.join(PAYER_FIELDS)}, and no key has such a tag"
+                problems.unknown(join(f"{where}.match", name), what, name, {*PAYER_FIELDS, *tags})
+        budget = Budget(
+            scope=entry.scope,
+            match=tuple(sorted(entry.match.items())),
+            limit_nano=None if entry.limit_usd is None else usd_to_nano(entry.limit_usd),
+            steps=entry.steps,
+            window=entry.window or "lifetime",
+        )
+        for other, earlier in enumerate(made):
+            if (earlier.scope, earlier.match, earlier.window) == (budget.scope, budget.match, budget.window):
+                problems.add(where, f"has the scope, match and window of budgets[{other}]; make them one")
+        made.append(budget)
+    _unreachable(made, problems)
+    return tuple(made)
+
+
+def _unreachable(made: list[Budget], problems: Problems) -> None:
+    """A limit above that of something larger around it, in a window at least as long, can never be met."""
+    for i, inner in enumerate(made):
+        for j, outer in enumerate(made):
+            if inner.limit_nano is None or outer.limit_nano is None or inner.match != outer.match:
+                continue
+            if inner.scope not in SCOPES or outer.scope not in SCOPES:
+                continue
+            within = SCOPES.index(inner.scope) < SCOPES.index(outer.scope)
+            sooner = inner.scope == "request" or WINDOWS.index(inner.window) <= WINDOWS.index(outer.window)
+            if within and sooner and inner.limit_nano > outer.limit_nano:
+                what = f"is above the limit of the {outer.scope} around it (budgets[{j}]), so it can never be met"
+                problems.add(f"budgets[{i}].limit_usd", what)
+
+
+# ------------------------------------------------------------------------------------------------ keys
+
+
+def keys(
+    entries: tuple[KeyEntry, ...],
+    catalogue: Catalogue,
+    environ: Mapping[str, str],
+    base: Path,
+    problems: Problems,
+) -> tuple[KeySpec, ...]:
+    made: list[KeySpec] = []
+    names: set[str] = set()
+    known = {*catalogue.models, *catalogue.tiers, *catalogue.providers}
+    for i, entry in enumerate(entries):
+        where = join("keys", i)
+        for j, name in enumerate(entry.allow):
+            if name not in known:
+                problems.unknown(f"{where}.allow[{j}]", "is no model, tier or provider", name, known)
+        if entry.name in names:
+            problems.add(f"{where}.name", "is the name of another key too")
+        names.add(entry.name)
+        secret = secret_of(f"{where}.secret", entry.secret, environ, base, problems)
+        if secret is None:
+            continue
+        twin = next((other.name for other in made if other.secret == secret), None)
+        if twin is not None:
+            problems.add(f"{where}.secret", f"is the same secret as that of the key {twin!r}, so who pays is not known")
+        payer = Payer(
+            key=entry.name,
+            user=entry.user or "",
+            team=entry.team or "",
+            organisation=entry.organisation or "",
+            tags=tuple(sorted(entry.tags.items())),
+        )
+        made.append(KeySpec(name=entry.name, secret=secret, payer=payer, allow=entry.allow))
+    return tuple(made)
+
+
+def secret_of(where: str, reference: str, environ: Mapping[str, str], base: Path, problems: Problems) -> Secret | None:
+    """The secret behind a reference, or None with the problem noted."""
+    try:
+        return Secret(resolve_secret(reference, environ, base=base))
+    except ConfigError as error:
+        for problem in error.problems:
+            problems.add(where, problem.what)
+        return None
+
+
+def guard(host: str, made: tuple[KeySpec, ...], problems: Problems) -> None:
+    """Anyone who reaches an open gateway spends the owner's money, so off loopback it takes keys that hold."""
+    if loopback(host):
+        return
+    if not made:
+        problems.add(
+            "server.host",
+            f"{host} can be reached from other machines, and there are no keys: anyone could spend your money; "
+            "add `keys`, or bind to 127.0.0.1",
+        )
+    for i, key in enumerate(made):
+        if len(key.secret.reveal()) < LEAST_KEY_LETTERS:
+            what = f"is shorter than {LEAST_KEY_LETTERS} characters, too short for a gateway on {host}"
+            problems.add(f"keys[{i}].secret", what)
+
+
+def loopback(host: str) -> bool:
+    """Whether only this machine can reach the address."""
+    if host.lower().rstrip(".") == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+# ------------------------------------------------------------------------------------------------ server, state, notes
+
+
+def server_settings(
+    entry: ServerSettings, environ: Mapping[str, str], host: str | None, port: int | None, problems: Problems
+) -> ServerSettings:
+    """What the file says, unless the environment or the command line says otherwise."""
+    chosen_host = host or environ.get("TIERWISE_HOST", "").strip() or entry.host
+    chosen_port, where = (entry.port, "server.port") if port is None else (port, "--port")
+    text = environ.get("TIERWISE_PORT", "").strip()
+    if port is None and text:
+        where = "TIERWISE_PORT"
+        chosen_port = int(text) if text.isascii() and text.isdigit() and len(text) < 6 else -1
+    if not 0 <= chosen_port <= 65_535:
+        problems.add(where, "must be a whole number from 0 to 65535")
+    return msgspec.structs.replace(entry, host=chosen_host, port=chosen_port)
+
+
+def state_folder(state: Path | None, environ: Mapping[str, str], base: Path) -> Path:
+    """Where ledger, journal and snapshots live. Not made here: looking at a configuration leaves no traces."""
+    named = environ.get("TIERWISE_STATE", "").strip()
+    return (state or (Path(named) if named else base / ".tierwise")).expanduser()
+
+
+def start_notes(catalogue: Catalogue, server: ServerSettings, made: tuple[KeySpec, ...]) -> tuple[str, ...]:
+    """What the owner should know at start, one sentence each."""
+    notes = []
+    if not made:
+        notes.append(f"No keys are configured: on {server.host} callers need none.")
+    unpriced = [model.id for model in catalogue.models.values() if model.price is None]
+    if unpriced:
+        what = "are not used" if catalogue.unpriced == "refuse" else "are used, and what they cost is not known"
+        notes.append(f"Without a price: {', '.join(unpriced)}; such models {what}.")
+    used = {model.provider for model in catalogue.models.values()}
+    if idle := [name for name in catalogue.providers if name not in used]:
+        notes.append(f"Without models, and therefore not used: {', '.join(idle)}.")
+    notes += [
+        f"The key of {name} goes over the network unencrypted: its base_url is http://."
+        for name, provider in catalogue.providers.items()
+        if provider.api_key and provider.base_url.startswith("http://") and not loopback(host_of(provider.base_url))
+    ]
+    return tuple(notes)
+
+
+def host_of(url: str) -> str:
+    return urlsplit(url).hostname or ""

@@ -1,0 +1,83 @@
+"""Opens the episode of a request: the one place where the time, the dice, the resting models and the price of money are
+read. Behind this door nothing is looked up twice.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import time
+from collections.abc import Callable
+
+import msgspec
+
+from tierwise.core.catalogue import Kind
+from tierwise.core.episode import Episode
+from tierwise.core.features import extract
+from tierwise.core.names import meaning
+from tierwise.core.ports import Ledger
+from tierwise.core.request import Features, Payer, Request
+from tierwise.core.snapshot import Snapshot
+
+_log = logging.getLogger("tierwise")
+_ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
+
+
+def open_episode(
+    request: Request,
+    payer: Payer,
+    grants: tuple[str, ...],
+    snapshot: Snapshot,
+    ledger: Ledger,
+    resting: tuple[tuple[str, int], ...],
+    now: Callable[[], float] = time.time,
+    draw: Callable[[], float] = random.random,
+) -> Episode:
+    """The story's first page. Raises Unknown for a model name that means nothing."""
+    hints = request.hints
+    kind: Kind = "embedding" if request.wire == "openai_embeddings" else "chat"
+    means = meaning(snapshot, request.model, hints.policy, kind)
+    at = now()
+    features = _features(request, snapshot)
+    if hints.task is not None:
+        features = msgspec.structs.replace(features, task=hints.task)
+    return Episode(
+        id=new_id(at),
+        snapshot=snapshot.hash,
+        at_s=int(at),
+        draw=draw(),
+        requested=request.model,
+        policy=means.policy,
+        features=features,
+        hints=hints,
+        payer=payer,
+        latency=hints.latency or "interactive",
+        criticality=hints.criticality or "user",
+        stream=request.stream,
+        pinned=means.pinned,
+        money=ledger.money(payer, hints, int(at)),
+        resting=resting,
+        grants=grants,
+        kind=kind,
+    )
+
+
+def _features(request: Request, snapshot: Snapshot) -> Features:
+    try:
+        return extract(request.prompt, snapshot.keywords)
+    except Exception:
+        # A router is an optimisation: when it cannot read the prompt, it knows less, and the request goes on.
+        _log.exception("features could not be read; routing without them")
+        prompt = request.prompt
+        return Features(
+            input_tokens=prompt.size_bytes // 4 + 1,
+            input_bound_tokens=prompt.size_bytes + 1,
+            max_tokens=prompt.max_tokens,
+        )
+
+
+def new_id(at_s: float) -> str:
+    """26 characters that sort by time: 48 bits of milliseconds and 80 of chance, as in a ULID."""
+    number = (int(at_s * 1_000) & (1 << 48) - 1) << 80 | int.from_bytes(os.urandom(10))
+    return "".join(_ALPHABET[number >> shift & 31] for shift in range(125, -5, -5))

@@ -1,0 +1,396 @@
+"""Does what `decide` says, sees what happens, and asks again. The whole of a request's life, from its door to its record.
+
+Holds and settlements are made in `attempts`; replies that stream on are in `streams`. Nothing here knows a store, a
+provider or a wire format by name.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import Callable
+
+import msgspec
+
+from tierwise import wire
+from tierwise.core.attempt import HELPER_TOKENS
+from tierwise.core.budget import Denial
+from tierwise.core.catalogue import Model, Provider
+from tierwise.core.decide import decide
+from tierwise.core.episode import (
+    Answer,
+    Ask,
+    Call,
+    Decision,
+    Denied,
+    Episode,
+    Event,
+    Failed,
+    Refuse,
+    Replied,
+    Serve,
+    Told,
+)
+from tierwise.core.errors import Closed, RequestError, Unknown
+from tierwise.core.policy import Cascade
+from tierwise.core.ports import Feedback, Incoming, Journal, Ledger, Outgoing, Record, Upstream, UpstreamError
+from tierwise.core.request import Payer, Request
+from tierwise.core.snapshot import Snapshot, dump
+from tierwise.routing.attempts import Attempt, Errands, counted, failed_event, since_ms
+from tierwise.routing.door import open_episode
+from tierwise.routing.health import Health
+from tierwise.routing.helpers import Answers, cache_key, question, read_answer, read_score
+from tierwise.routing.refusals import refusal_error
+from tierwise.routing.streams import Streamed
+from tierwise.routing.tally import Tally
+from tierwise.routing.trace import Trace
+from tierwise.wire.contract import Garbled, Reply, Sent, Shape
+
+_log = logging.getLogger("tierwise")
+# `decide` ends every story by its own limits; this only keeps a defect of ours from asking for ever.
+MAX_STEPS = 200
+
+
+class Answered(msgspec.Struct, frozen=True, kw_only=True):
+    """A whole reply in the caller's format. `event_stream`: it is a stream's bytes, for a caller that asked for one."""
+
+    body: bytes
+    trace: Trace
+    event_stream: bool = False
+
+
+class Router:
+    """One per process. Safe for as many requests at once as there are; every method runs on one event loop."""
+
+    def __init__(
+        self,
+        *,
+        snapshot: Snapshot,
+        ledger: Ledger,
+        journal: Journal,
+        upstream: Upstream,
+        store_texts: bool = False,
+        budget_status: int = 402,
+        now: Callable[[], float] = time.time,
+        draw: Callable[[], float] = random.random,
+    ) -> None:
+        self.ledger = ledger
+        self.journal = journal
+        self.upstream = upstream
+        self.health = Health()
+        self.tally = Tally()
+        self.errands = Errands()
+        self.store_texts = store_texts
+        self.budget_status = budget_status
+        self._now = now
+        self._draw = draw
+        self._answers = Answers(time.monotonic)
+        self._in_flight = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._draining = False
+        self._snapshot = snapshot
+        journal.snapshot(snapshot.hash, dump(snapshot))
+
+    # -------------------------------------------------------------------------------------------- what is known
+
+    @property
+    def snapshot(self) -> Snapshot:
+        return self._snapshot
+
+    def swap(self, snapshot: Snapshot) -> None:
+        """From the next request on, this is what is known. Requests under way keep what they began with."""
+        self.journal.snapshot(snapshot.hash, dump(snapshot))
+        self._snapshot = snapshot
+
+    @property
+    def draining(self) -> bool:
+        return self._draining
+
+    def route(self, request: Request, payer: Payer = Payer(), grants: tuple[str, ...] = ()) -> tuple[Episode, Decision]:
+        """Decide and call nothing."""
+        snapshot = self._snapshot
+        episode = self._open(request, payer, grants, snapshot)
+        return episode, self._decide(snapshot, episode)
+
+    async def record(self, decision_id: str, payer: Payer = Payer()) -> Record:
+        """The record of a decision. Raises Unknown when there is none, or when it is another payer's."""
+        found = await self.journal.read(decision_id)
+        if found is None or found.episode.payer != payer:
+            raise Unknown("there is no such decision, or it is not yours", code="decision_not_found", param="id")
+        return found
+
+    async def feedback(self, feedback: Feedback) -> None:
+        """Keep what was said of a reply. Raises Unknown for a decision that is not this payer's."""
+        await self.record(feedback.decision_id, feedback.payer)
+        self.journal.feedback(feedback)
+
+    # -------------------------------------------------------------------------------------------- one request
+
+    async def handle(
+        self, request: Request, payer: Payer = Payer(), grants: tuple[str, ...] = ()
+    ) -> Answered | Streamed:
+        """Answer the request. Raises RequestError (in the caller's words) and Closed while draining.
+
+        A `Streamed` must be closed on every way out; until then the request counts as in flight."""
+        if self._draining:
+            raise Closed("the router is shutting down")
+        started = time.monotonic()
+        snapshot = self._snapshot
+        trace = Trace(snapshot, request, self._open(request, payer, grants, snapshot), started)
+        self._enter()
+        handed_over = False
+        try:
+            result = await self._run(trace)
+            handed_over = isinstance(result, Streamed)
+            return result
+        except RequestError as error:
+            error.attempts = trace.attempts
+            error.decision = error.decision or trace.episode.id
+            self.end(trace, "refused", error.code)
+            raise
+        except BaseException as error:
+            # Cancellation is no Exception, and the record of what was spent must be written all the same.
+            self.end(trace, "abandoned", type(error).__name__)
+            raise
+        finally:
+            if not handed_over:
+                self.leave()
+
+    async def _run(self, trace: Trace) -> Answered | Streamed:
+        replies: dict[int, Reply] = {}
+        for _ in range(MAX_STEPS):
+            decision = self._decide(trace.snapshot, trace.episode)
+            if not trace.decisions:
+                trace.own_ms = (time.monotonic() - trace.started) * 1_000
+            trace.decisions.append(decision)
+            match decision.step:
+                case Answer(event=event):
+                    return self._deliver(trace, replies[event], event)
+                case Refuse() as refuse:
+                    raise refusal_error(refuse, trace.episode, decision.candidates, self.health, self.budget_status)
+                case Call() as call:
+                    outcome = await self._perform(trace, call, replies)
+                    if isinstance(outcome, Streamed):
+                        return outcome
+                    trace.add(outcome)
+                    if isinstance(outcome, Replied) and call.final:
+                        # Final means: delivered whatever it is. There is nothing left to decide.
+                        event = len(trace.episode.events) - 1
+                        return self._deliver(trace, replies[event], event)
+        raise RuntimeError(f"decision {trace.episode.id} did not end within {MAX_STEPS} steps")
+
+    def _open(self, request: Request, payer: Payer, grants: tuple[str, ...], snapshot: Snapshot) -> Episode:
+        resting = self.health.resting()
+        return open_episode(request, payer, grants, snapshot, self.ledger, resting, self._now, self._draw)
+
+    def _decide(self, snapshot: Snapshot, episode: Episode) -> Decision:
+        try:
+            return decide(snapshot, episode)
+        except Exception:
+            # A router is an optimisation: its failure may cost the cheaper model, never the request.
+            if episode.pinned:
+                raise
+            _log.exception("routing failed for decision %s; the reliable model answers", episode.id)
+            self.tally.routing_failures += 1
+            return decide(snapshot, msgspec.structs.replace(episode, pinned=snapshot.catalogue.reliable))
+
+    # -------------------------------------------------------------------------------------------- one call
+
+    async def _perform(self, trace: Trace, call: Call, replies: dict[int, Reply]) -> Event | Streamed:
+        model = trace.snapshot.catalogue.models[call.model]
+        if call.again:
+            if not self.health.take_retry(model.provider):
+                denial = Denial(scope="retry_budget", code="retry_budget")
+                return Denied(at=call.at, model=model.id, after_ms=since_ms(trace.started), denial=denial)
+        else:
+            self.health.first(model.provider)
+        if call.wait_ms:
+            await asyncio.sleep(call.wait_ms / 1_000)
+        if isinstance(call.about, Ask):
+            answer = self._answers.get(cache_key(trace.episode, call.about))
+            if answer:
+                return Told(
+                    at=call.at,
+                    model=model.id,
+                    after_ms=since_ms(trace.started),
+                    topic=call.about.topic,
+                    answer=answer,
+                    cached=True,
+                )
+        trace.attempts += 1
+        attempt = Attempt(self.ledger, trace.snapshot, trace.episode, call, trace.attempts)
+        handed_over = False
+        try:
+            denial_or_none = await attempt.hold()
+            if denial_or_none is not None:
+                return Denied(at=call.at, model=model.id, after_ms=since_ms(trace.started), denial=denial_or_none)
+            result = await self._ask(trace, attempt, replies)
+            handed_over = isinstance(result, Streamed)
+            return result
+        finally:
+            if not handed_over:
+                attempt.abandon()
+
+    async def _ask(self, trace: Trace, attempt: Attempt, replies: dict[int, Reply]) -> Event | Streamed:
+        call, model = attempt.call, attempt.model
+        provider = trace.snapshot.catalogue.providers[model.provider]
+        live = trace.request.stream and call.final and isinstance(call.about, Serve)
+        sent = self._write(trace, call, model, provider, live, replies)
+        outgoing = Outgoing(
+            provider=provider,
+            path=sent.path,
+            body=sent.body,
+            stream=live,
+            deadlines=provider.deadlines,
+            headers=sent.headers,
+        )
+        began = time.monotonic()
+        attempt.dispatched = True
+        try:
+            incoming = await self.upstream.send(outgoing)
+            if live:
+                # From here on the stream owns the reply and the attempt, also when it fails before its first byte.
+                streamed = Streamed(self, trace, attempt, incoming, sent, began)
+                await streamed.begin()
+                self.health.answered(model.id, model.provider)
+                return streamed
+            try:
+                reply = await self._read(incoming, trace, provider, sent, helper=not isinstance(call.about, Serve))
+            finally:
+                incoming.close()
+        except UpstreamError as error:
+            return self._failed(trace, attempt, error)
+        self.health.answered(model.id, model.provider)
+        trace.lost = tuple(dict.fromkeys((*trace.lost, *sent.lost)))
+        return await self._replied(trace, attempt, reply, began, replies)
+
+    def _write(
+        self, trace: Trace, call: Call, model: Model, provider: Provider, live: bool, replies: dict[int, Reply]
+    ) -> Sent:
+        if not isinstance(call.about, Serve):
+            graded = replies[call.about.of].text if not isinstance(call.about, Ask) else ""
+            system, text = question(call.about, trace.request.prompt, graded)
+            return wire.write_question(provider, model.name, system, text, HELPER_TOKENS)
+        policy = trace.snapshot.policies[trace.episode.policy]
+        by_confidence = any(
+            isinstance(plan, Cascade) and plan.accept.confidence is not None for plan in policy.plans.values()
+        )
+        shape = Shape(
+            model=model.name,
+            stream=live,
+            max_tokens=call.max_tokens,
+            default_max_tokens=model.max_output_tokens,
+            logprobs=not call.final and by_confidence and "logprobs" in model.abilities,
+            drafts=tuple(replies[event].text for event in call.about.drafts),
+        )
+        return wire.write(trace.request, provider, shape)
+
+    async def _read(self, incoming: Incoming, trace: Trace, provider: Provider, sent: Sent, *, helper: bool) -> Reply:
+        body = await incoming.read()
+        try:
+            return wire.read_reply(wire.wire_of(provider, sent.path), body, None if helper else trace.request)
+        except Garbled as error:
+            raise UpstreamError("garbled", str(error), status=200) from None
+
+    async def _replied(
+        self, trace: Trace, attempt: Attempt, reply: Reply, began: float, replies: dict[int, Reply]
+    ) -> Event:
+        usage = reply.usage if reply.usage is not None else await counted(attempt, reply.output_text)
+        paid = attempt.paid(usage, reply.served)
+        call = attempt.call
+        after_ms = since_ms(trace.started)
+        match call.about:
+            case Serve():
+                replies[len(trace.episode.events)] = reply
+                return Replied(
+                    at=call.at,
+                    model=call.model,
+                    after_ms=after_ms,
+                    usage=usage,
+                    cost_nano=paid.cost_nano,
+                    served=reply.served,
+                    billed=paid.billed,
+                    latency_ms=since_ms(began),
+                    facts=reply.facts,
+                )
+            case Ask() as about:
+                answer = read_answer(reply.text, about.answers)
+                if answer:
+                    self._answers.keep(cache_key(trace.episode, about), answer)
+                topic, score, of = about.topic, None, -1
+            case about:
+                answer, topic, score, of = "", "grade", read_score(reply.text), about.of
+        return Told(
+            at=call.at,
+            model=call.model,
+            after_ms=after_ms,
+            topic=topic,
+            answer=answer,
+            score=score,
+            of=of,
+            usage=usage,
+            cost_nano=paid.cost_nano,
+        )
+
+    def _failed(self, trace: Trace, attempt: Attempt, error: UpstreamError) -> Failed:
+        self.health.failed(attempt.model.id, error.kind, error.retry_after_ms, error.message)
+        self.tally.failed(attempt.model.id, error.kind)
+        return failed_event(attempt, error, since_ms(trace.started))
+
+    # -------------------------------------------------------------------------------------------- the end
+
+    def _deliver(self, trace: Trace, reply: Reply, event: int) -> Answered:
+        replied = trace.episode.events[event]
+        assert isinstance(replied, Replied)  # noqa: S101  # `decide` answers with replies only
+        trace.delivered(replied)
+        bill = trace.bill(None)
+        stream = trace.request.stream
+        body = (wire.deliver_stream if stream else wire.deliver)(trace.request, reply, bill)
+        if self.store_texts:
+            trace.reply_text = reply.text
+        self.end(trace, "answered")
+        return Answered(body=body, trace=trace, event_stream=stream)
+
+    def end(self, trace: Trace, status: str, code: str = "") -> None:
+        """Write the story down. Never waits, never fails the request."""
+        prompt = trace.request.body.decode("utf-8", "replace") if self.store_texts else None
+        record = trace.record(status, code, prompt=prompt)
+        self.tally.count(record)
+        self.journal.write(record)
+
+    def _enter(self) -> None:
+        self._in_flight += 1
+        self._idle.clear()
+
+    def leave(self) -> None:
+        self._in_flight -= 1
+        if self._in_flight == 0:
+            self._idle.set()
+
+    @property
+    def in_flight(self) -> int:
+        return self._in_flight
+
+    def stop(self) -> None:
+        """Take no new work from now on."""
+        self._draining = True
+
+    async def drain(self, timeout_s: float) -> int:
+        """Wait for what is under way, at most so long; then for every settlement. Returns how many were cut off."""
+        self.stop()
+        try:
+            await asyncio.wait_for(self._idle.wait(), timeout_s)
+        except TimeoutError:
+            _log.warning("%d requests were still under way after %.0f s", self._in_flight, timeout_s)
+        return self._in_flight
+
+    async def close(self) -> None:
+        """After `drain`: settle, write down, let go."""
+        self.stop()
+        await self.errands.drain()
+        await self.ledger.drain()
+        await self.upstream.close()
+        await self.journal.close()

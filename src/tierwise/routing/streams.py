@@ -1,0 +1,197 @@
+"""A reply on its way through: bytes from the provider to the caller, metered, and settled however it ends.
+
+No generator: `close()` must be able to settle at once, from anywhere, whether or not the stream was ever read. The end
+that comes first (the provider's, an error's, the caller's) is the one that counts.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from tierwise import wire
+from tierwise.core.episode import Replied, ReplyFacts, Stop
+from tierwise.core.errors import Refused
+from tierwise.core.money import Usage
+from tierwise.core.ports import Incoming, UpstreamError
+from tierwise.core.weigh import billed_model, charged_nano
+from tierwise.routing.attempts import Attempt, Paid, since_ms
+from tierwise.routing.tokens import count
+from tierwise.wire.contract import Bill, Garbled, Sent
+
+if TYPE_CHECKING:
+    from tierwise.routing.router import Router
+    from tierwise.routing.trace import Trace
+
+# No tokenizer packs more characters into a token over a long text. A stream that is longer than its ceiling allows even
+# so is one whose provider ignores the ceiling, and it is cut.
+_CHARACTERS_PER_TOKEN = 16
+_SLACK_CHARACTERS = 4_096
+
+
+class Streamed:
+    """An async iterator of bytes in the caller's format. Close it on every way out; closing twice is fine."""
+
+    def __init__(
+        self, router: Router, trace: Trace, attempt: Attempt, incoming: Incoming, sent: Sent, began: float
+    ) -> None:
+        self.trace = trace
+        self._router = router
+        self._attempt = attempt
+        self._incoming = incoming
+        self._chunks = incoming.chunks()
+        self._began = began
+        self._pending = b""
+        self._ended = False
+        self._last = False
+        provider = trace.snapshot.catalogue.providers[attempt.model.provider]
+        self._relay = wire.relay(trace.request, wire.wire_of(provider, sent.path), self._bill, strip_logprobs=False)
+        self._sent = sent
+        ceiling = attempt.call.max_tokens or trace.episode.features.max_tokens or attempt.model.max_output_tokens
+        total = (ceiling + trace.episode.features.reasoning_tokens) * trace.episode.features.n
+        self._most_characters = total * _CHARACTERS_PER_TOKEN + _SLACK_CHARACTERS
+
+    async def begin(self) -> None:
+        """Wait for the first byte that the caller would see. Raises UpstreamError when none comes: until then, another
+        model may answer."""
+        try:
+            while not self._pending:
+                chunk = await anext(self._chunks, None)
+                if chunk is None:
+                    raise UpstreamError("cut", "the stream ended before it began", status=200)
+                self._pending = self._relay.feed(chunk)
+                if self._relay.meter.error and not self._relay.meter.output_characters:
+                    raise UpstreamError("overloaded", self._relay.meter.error)
+        except Garbled as error:
+            self._drop()
+            raise UpstreamError("garbled", str(error), status=200) from None
+        except BaseException:
+            self._drop()
+            raise
+        self.trace.routed = self._attempt.model.id
+        self.trace.lost = tuple(dict.fromkeys((*self.trace.lost, *self._sent.lost)))
+        self.trace.first_token_ms = since_ms(self.trace.started)
+
+    def _drop(self) -> None:
+        """Not begun: the attempt's owner settles, and the router goes on."""
+        self._ended = True
+        self._incoming.close()
+
+    def __aiter__(self) -> Streamed:
+        return self
+
+    async def __anext__(self) -> bytes:
+        if self._pending:
+            out, self._pending = self._pending, b""
+            return out
+        while not self._last:
+            out = await self._next()
+            if out:
+                return out
+        raise StopAsyncIteration
+
+    async def _next(self) -> bytes:
+        """The next bytes, b"" when this chunk gave none; ends the stream when the provider does."""
+        try:
+            chunk = await anext(self._chunks, None)
+            if chunk is not None:
+                out = self._relay.feed(chunk)
+                if self._relay.meter.output_characters > self._most_characters:
+                    return self._break(
+                        "the provider went past the ceiling of tokens; the reply was cut", "over_ceiling"
+                    )
+                return out
+        except UpstreamError as error:
+            self._router.tally.failed(self._attempt.model.id, error.kind)
+            return self._break(f"{self._attempt.model.id} broke off: {error.message}", f"upstream_{error.kind}")
+        except Garbled as error:
+            return self._break(f"{self._attempt.model.id} sent no proper stream: {error}", "upstream_garbled")
+        meter = self._relay.meter
+        out = self._relay.finish()
+        complete = meter.done and not meter.error
+        self._end("answered" if complete else "broken", "" if complete else "cut")
+        return out
+
+    def _break(self, message: str, code: str) -> bytes:
+        """After the first byte there is no other model: the caller is told, and what came is charged."""
+        error = Refused(message, code=code, status=502)
+        error.decision = self.trace.episode.id
+        out = self._relay.fail(error)
+        self._end("broken", code)
+        return out
+
+    def close(self) -> None:
+        """The caller is done, or gone. An unfinished upstream is let go at once, and what came is charged."""
+        if not self._ended:
+            self._end("abandoned", "client_gone")
+
+    def _end(self, status: str, code: str) -> None:
+        if self._ended:
+            return
+        self._ended = self._last = True
+        self._incoming.close()
+        meter = self._relay.meter
+        if meter.done and meter.usage is not None:
+            self._settle(meter.usage, status, code)
+            self._router.leave()
+        else:
+            # Counting takes a moment, so it is done where the caller's going cannot stop it.
+            self._router.errands.post(self._count_and_settle(status, code))
+
+    async def _count_and_settle(self, status: str, code: str) -> None:
+        try:
+            text = "".join(self._relay.meter.pieces)
+            written = max(await count(text), 1 if self._relay.meter.output_characters else 0)
+            self._settle(self._partial(written), status, code)
+        finally:
+            self._attempt.abandon()
+            self._router.leave()
+
+    def _partial(self, output_tokens: int) -> Usage:
+        """The usage of a stream that did not say its own to the end: what it said of the input, and our count of the
+        output, or the provider's where that is higher."""
+        said = self._relay.meter.usage
+        if said is None:
+            return Usage(
+                input_tokens=self.trace.episode.features.input_tokens, output_tokens=output_tokens, estimated=True
+            )
+        more = max(0, output_tokens - said.completion_tokens)
+        return msgspec.structs.replace(said, output_tokens=said.output_tokens + more, estimated=True)
+
+    def _settle(self, usage: Usage, status: str, code: str) -> None:
+        meter, call = self._relay.meter, self._attempt.call
+        paid = self._attempt.paid(usage, meter.served)
+        event = Replied(
+            at=call.at,
+            model=call.model,
+            after_ms=since_ms(self.trace.started),
+            usage=usage,
+            cost_nano=paid.cost_nano,
+            served=meter.served,
+            billed=paid.billed,
+            latency_ms=since_ms(self._began),
+            first_token_ms=self.trace.first_token_ms,
+            facts=ReplyFacts(stop=_stop(meter.stop), characters=meter.output_characters),
+        )
+        self.trace.add(event)
+        self.trace.delivered(event)
+        if self._router.store_texts:
+            self.trace.reply_text = "".join(meter.pieces)
+        self._router.end(self.trace, status, code)
+
+    def _bill(self, usage: Usage | None, served: str) -> Bill:
+        """What the last chunk says of the money. Settled figures are the same, but for streams that tell no usage."""
+        if usage is None:
+            written = self._relay.meter.output_characters // 4 + 1
+            usage = self._partial(written)
+        billed = billed_model(self.trace.snapshot.catalogue, self._attempt.model, served)
+        cost = charged_nano(billed, self.trace.episode, usage)
+        return self.trace.bill(Paid(usage=usage, cost_nano=cost, billed=billed.id))
+
+
+_STOPS = ("end", "length", "tool_use", "stop_sequence", "refusal", "filtered", "error")
+
+
+def _stop(stop: str) -> Stop:
+    return stop if stop in _STOPS else "unknown"  # type: ignore[return-value]  # the tuple above is the type's own list

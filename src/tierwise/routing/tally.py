@@ -1,0 +1,56 @@
+"""Counters of what was answered, spent and saved. Plain numbers: whoever publishes them reads them."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections import defaultdict
+
+from tierwise.core.episode import FailureKind
+from tierwise.core.ports import Record
+
+LATENCY_MS = (50, 100, 250, 500, 1_000, 2_500, 5_000, 10_000, 30_000, 60_000, 120_000)
+OWN_MS = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 25.0)
+
+
+class Histogram:
+    """Counts per bucket, cumulative only when they are read. The last bucket is everything above."""
+
+    def __init__(self, bounds: tuple[float, ...]) -> None:
+        self.bounds = bounds
+        self.counts = [0] * (len(bounds) + 1)
+        self.sum = 0.0
+
+    def add(self, value: float) -> None:
+        self.counts[bisect_left(self.bounds, value)] += 1
+        self.sum += value
+
+
+class Tally:
+    """Labels are names from the configuration only, so their number is bounded."""
+
+    def __init__(self) -> None:
+        self.requests: dict[tuple[str, str, str], int] = defaultdict(int)  # policy, model, status
+        self.cost_nano: dict[str, int] = defaultdict(int)  # model
+        self.baseline_nano: dict[str, int] = defaultdict(int)
+        self.input_tokens: dict[str, int] = defaultdict(int)
+        self.output_tokens: dict[str, int] = defaultdict(int)
+        self.failures: dict[tuple[str, str], int] = defaultdict(int)  # model, kind
+        self.latency_ms = Histogram(LATENCY_MS)
+        self.own_ms = Histogram(OWN_MS)
+        self.escalations = 0
+        self.routing_failures = 0
+
+    def count(self, record: Record) -> None:
+        outcome, episode = record.outcome, record.episode
+        model = outcome.routed
+        self.requests[episode.policy, model, outcome.status] += 1
+        self.cost_nano[model] += outcome.cost_nano or 0
+        self.baseline_nano[model] += outcome.baseline_nano or 0
+        self.input_tokens[model] += outcome.usage.prompt_tokens
+        self.output_tokens[model] += outcome.usage.completion_tokens
+        self.latency_ms.add(outcome.latency_ms)
+        self.own_ms.add(outcome.own_ms)
+        self.escalations += sum(type(event).__name__ == "Replied" for event in episode.events) > 1
+
+    def failed(self, model: str, kind: FailureKind) -> None:
+        self.failures[model, kind] += 1

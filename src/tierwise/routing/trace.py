@@ -1,0 +1,139 @@
+"""What one request came to: the record for the journal, and what the caller is told of it. Grows while the request runs."""
+
+from __future__ import annotations
+
+import time
+
+import msgspec
+
+from tierwise.core.budget import Lambda
+from tierwise.core.episode import Decision, Denied, Episode, Event, Failed, Replied, Told
+from tierwise.core.money import NANO_PER_USD, Usage
+from tierwise.core.ports import Outcome, Record
+from tierwise.core.request import Request
+from tierwise.core.snapshot import Snapshot
+from tierwise.core.weigh import charged_nano
+from tierwise.routing.attempts import Paid, since_ms
+from tierwise.wire.contract import Bill
+
+
+class Trace:
+    """The one mutable thing of a request: its episode so far, the decisions taken and the money spent."""
+
+    def __init__(self, snapshot: Snapshot, request: Request, episode: Episode, started: float) -> None:
+        self.snapshot = snapshot
+        self.request = request
+        self.episode = episode
+        self.started = started
+        self.decisions: list[Decision] = []
+        self.lost: tuple[str, ...] = ()
+        self.own_ms = 0.0
+        self.routed = ""
+        self.served = ""
+        self.billed = ""
+        self.usage = Usage()
+        self.first_token_ms: int | None = None
+        self.attempts = 0
+        self.cost_nano: int | None = 0
+        self.baseline_nano: int | None = None
+        self.reply_text: str | None = None
+
+    def add(self, event: Event) -> None:
+        self.episode = self.episode.then(event)
+        match event:
+            case Replied(cost_nano=cost) | Failed(cost_nano=cost) | Told(cost_nano=cost):
+                self._spend(cost)
+            case Denied():
+                pass
+
+    def _spend(self, cost: int | None) -> None:
+        # One unpriced attempt makes the sum unknown: unknown is never added as zero.
+        self.cost_nano = None if cost is None or self.cost_nano is None else self.cost_nano + cost
+
+    def delivered(self, event: Replied) -> None:
+        """This reply is the one that the caller gets."""
+        self.routed, self.served, self.billed, self.usage = event.model, event.served, event.billed, event.usage
+        self.first_token_ms = event.first_token_ms
+        self.baseline_nano = self.baseline(event.usage)
+
+    def baseline(self, usage: Usage) -> int | None:
+        """What the same tokens would have cost on the baseline model."""
+        model = self.snapshot.catalogue.models.get(self.snapshot.catalogue.baseline)
+        if model is None or model.kind != self.episode.kind:
+            return None
+        return charged_nano(model, self.episode, usage)
+
+    def bill(self, paid: Paid | None) -> Bill:
+        """What the reply says of the money; `paid` is the attempt that is just ending."""
+        cost, baseline = self.cost_nano, self.baseline_nano
+        if paid is not None:
+            cost = None if cost is None or paid.cost_nano is None else cost + paid.cost_nano
+            baseline = self.baseline(paid.usage)
+        return Bill(
+            cost_usd=_usd(cost),
+            decision=self.episode.id,
+            model=self.routed,
+            baseline_usd=_usd(baseline),
+            saved_usd=_usd(baseline - cost) if baseline is not None and cost is not None else None,
+        )
+
+    @property
+    def money(self) -> Lambda:
+        return self.episode.money
+
+    @property
+    def code(self) -> str:
+        """The reason code that decided the model."""
+        for decision in reversed(self.decisions):
+            for reason in reversed(decision.reasons):
+                if reason.code not in ("ceiling_set", "kept"):
+                    by = dict(reason.facts).get("by")
+                    return f"{reason.code}:{by}" if by else reason.code
+        return ""
+
+    @property
+    def saved_nano(self) -> int | None:
+        if self.cost_nano is None or self.baseline_nano is None:
+            return None
+        return self.baseline_nano - self.cost_nano
+
+    def record(self, status: str, code: str = "", *, prompt: str | None = None) -> Record:
+        outcome = Outcome(
+            status=status,  # type: ignore[arg-type]  # one of Outcome's own, checked by msgspec when it is read back
+            code=code,
+            routed=self.routed,
+            served=self.served,
+            billed=self.billed,
+            cost_nano=self.cost_nano,
+            baseline_nano=self.baseline_nano,
+            usage=self.usage,
+            attempts=self.attempts,
+            latency_ms=since_ms(self.started),
+            first_token_ms=self.first_token_ms,
+            own_ms=round(self.own_ms, 3),
+            lost=self.lost,
+        )
+        return Record(
+            episode=self.episode,
+            decisions=tuple(self.decisions),
+            outcome=outcome,
+            prompt=prompt,
+            reply=self.reply_text if prompt is not None else None,
+        )
+
+    def simulated(self) -> bool:
+        model = self.snapshot.catalogue.models.get(self.routed)
+        return model is not None and self.snapshot.catalogue.providers[model.provider].wire == "simulated"
+
+
+def _usd(nano: int | None) -> float | None:
+    return None if nano is None else nano / NANO_PER_USD
+
+
+def began() -> float:
+    return time.monotonic()
+
+
+def replaced(episode: Episode, **changes: object) -> Episode:
+    """The same story with another first page: what-if questions ask it."""
+    return msgspec.structs.replace(episode, **changes)

@@ -1,0 +1,392 @@
+"""The ASGI application: every door leads through the same router, so a new door is a codec and a line in the table."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import msgspec
+
+from tierwise import wire
+from tierwise.core.errors import BadRequest, Closed, Refused, RequestError, Unknown
+from tierwise.core.explain import Explanation, explain, explain_story
+from tierwise.core.money import usd_text
+from tierwise.core.names import offered
+from tierwise.core.ports import Feedback, Record
+from tierwise.core.request import Request
+from tierwise.core.snapshot import load
+from tierwise.routing.router import Answered, Router
+from tierwise.routing.streams import Streamed
+from tierwise.routing.trace import Trace
+from tierwise.server.auth import ANYONE, Identity, Keyring
+from tierwise.server.http import (
+    EVENT_STREAM,
+    JSON,
+    Gone,
+    Headers,
+    Receive,
+    Scope,
+    Send,
+    WhileConnected,
+    headers_of,
+    read_body,
+    reply,
+    reply_json,
+)
+from tierwise.server.metrics import render
+from tierwise.wire.contract import Codec
+
+_log = logging.getLogger("tierwise")
+# A stream to a reader that does not read ends here; the provider's own total deadline is far below.
+STREAM_DEADLINE_S = 1_800.0
+OWNER = "tierwise"
+
+
+class Call(msgspec.Struct, frozen=True):
+    """One HTTP request, with its body read and its caller known."""
+
+    path: str
+    headers: dict[str, str]
+    body: bytes
+    identity: Identity
+    receive: Receive
+    send: Send
+    tail: str = ""  # what follows the door's own path
+
+
+Handler = Callable[["App", Call], Awaitable[None]]
+
+
+class App:
+    """Holds the router and the keys; both may be swapped while requests run."""
+
+    def __init__(self, router: Router, keys: Keyring, *, body_limit_bytes: int, ready: bool = True) -> None:
+        self.router = router
+        self.keys = keys
+        self.body_limit_bytes = body_limit_bytes
+        self.ready = ready
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await _lifespan(receive, send)
+            return
+        if scope["type"] != "http":  # a websocket: there is nothing to upgrade to
+            await send({"type": "websocket.close", "code": 1002})
+            return
+        path, dialect = _path(scope["path"])
+        try:
+            await self._serve(scope, path, receive, send)
+        except Gone:
+            return
+        except RequestError as error:
+            await self.fail(send, wire.codec(dialect), error)
+        except Closed:
+            await self.fail(send, wire.codec(dialect), draining())
+        except Exception:
+            # Ours, not the caller's: the log has all of it, the caller a sentence.
+            _log.exception("a request to %s failed", path)
+            await self.fail(
+                send, wire.codec(dialect), RequestError("internal error; the log says more", code="internal")
+            )
+
+    async def _serve(self, scope: Scope, path: str, receive: Receive, send: Send) -> None:
+        door, tail, known = _door(scope["method"], path)
+        if door is None:
+            if known:
+                raise RequestError(f"{path} does not take {scope['method']}", code="method_not_allowed", status=405)
+            raise Unknown(f"there is nothing at {path}", code="path_not_found")
+        headers = headers_of(scope)
+        identity = self.keys.identify(headers) if path not in OPEN_PATHS else ANYONE
+        body = await read_body(headers, receive, self.body_limit_bytes) if scope["method"] == "POST" else b""
+        await door(self, Call(path, headers, body, identity, receive, send, tail))
+
+    async def fail(self, send: Send, codec: Codec, error: RequestError) -> None:
+        headers: Headers = [JSON]
+        if error.decision:
+            headers.append((b"x-tierwise-decision", error.decision.encode()))
+            headers.append((b"x-tierwise-attempts", str(error.attempts).encode()))
+        if error.retry_after_s is not None:
+            headers.append((b"retry-after", str(error.retry_after_s).encode()))
+        if error.should_retry is not None:
+            headers.append((b"x-should-retry", b"true" if error.should_retry else b"false"))
+        await reply(send, error.status, codec.error(error, error.decision), headers)
+
+    # -------------------------------------------------------------------------------------------- model calls
+
+    async def model(self, call: Call, dialect: str) -> None:
+        """A request for a model: plain, streaming, or only asked about."""
+        codec = wire.codec(dialect)
+        try:
+            request = codec.read(call.body, call.headers)
+            if request.hints.dry_run:
+                await self.dry(call, request)
+                return
+            await self._answer(call, request)
+        except RequestError as error:
+            await self.fail(call.send, codec, error)
+        except Closed:
+            await self.fail(call.send, codec, draining())
+
+    async def _answer(self, call: Call, request: Request) -> None:
+        result: Answered | Streamed | None = None
+        try:
+            async with WhileConnected(call.receive):
+                result = await self.router.handle(request, call.identity.payer, call.identity.grants)
+                if isinstance(result, Streamed):
+                    await _stream(call.send, result)
+                    return
+            if isinstance(result, Answered):
+                kind = EVENT_STREAM if result.event_stream else JSON
+                await reply(call.send, 200, result.body, [kind, *trace_headers(result.trace)])
+        finally:
+            if isinstance(result, Streamed):
+                result.close()
+
+    async def dry(self, call: Call, request: Request) -> None:
+        """The decision, its reasons and what each candidate would cost; nothing is called."""
+        episode, decision = self.router.route(request, call.identity.payer, call.identity.grants)
+        found = explain(self.router.snapshot, episode, decision)
+        await reply_json(call.send, 200, explained(found, {"features": episode.features, "step": decision.step}))
+
+
+def draining() -> RequestError:
+    return Refused("this instance is shutting down; try again", code="draining", retry_after_s=1)
+
+
+async def _stream(send: Send, streamed: Streamed) -> None:
+    headers = [EVENT_STREAM, (b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")]
+    await send(
+        {
+            "type": "http.response.start",
+            "status": 200,
+            "headers": [*headers, *trace_headers(streamed.trace, begun=True)],
+        }
+    )
+    async with asyncio.timeout(STREAM_DEADLINE_S):
+        async for chunk in streamed:
+            await send({"type": "http.response.body", "body": chunk, "more_body": True})
+    await send({"type": "http.response.body", "body": b""})
+
+
+async def _lifespan(receive: Receive, send: Send) -> None:
+    while True:
+        message = await receive()
+        if message["type"] == "lifespan.startup":
+            await send({"type": "lifespan.startup.complete"})
+        elif message["type"] == "lifespan.shutdown":
+            await send({"type": "lifespan.shutdown.complete"})
+            return
+
+
+# ------------------------------------------------------------------------------------------------ what comes back
+
+
+def trace_headers(trace: Trace, *, begun: bool = False) -> Headers:
+    """What the reply's headers say of the decision. `begun`: a stream, whose cost is not known yet."""
+    found: list[tuple[str, str]] = [
+        ("decision", trace.episode.id),
+        ("model", trace.routed),
+        ("policy", trace.episode.policy),
+        ("reason", trace.code),
+        ("attempts", str(trace.attempts)),
+    ]
+    if not begun:
+        found.append(("cost-usd", _usd(trace.cost_nano)))
+        found.append(("baseline-usd", _usd(trace.baseline_nano)))
+        found.append(("saved-usd", _usd(trace.saved_nano)))
+    if trace.money.left_nano is not None:
+        left = trace.money.left_nano - (0 if begun else trace.cost_nano or 0)
+        found.append(("budget-remaining-usd", usd_text(max(0, left))))
+    if trace.simulated():
+        found.append(("simulated", "true"))
+    if trace.lost:
+        found.append(("lost", "; ".join(trace.lost)[:1_000]))
+    return [(f"x-tierwise-{name}".encode(), _header(value)) for name, value in found]
+
+
+def _usd(nano: int | None) -> str:
+    return "unknown" if nano is None else usd_text(nano)
+
+
+def _header(value: str) -> bytes:
+    """Visible ASCII only: what a header says must not be able to end it."""
+    return "".join(letter if " " <= letter <= "~" else "?" for letter in value).encode()
+
+
+def explained(found: Explanation, more: dict[str, Any]) -> dict[str, Any]:
+    return {**msgspec.structs.asdict(found), **more}
+
+
+# ------------------------------------------------------------------------------------------------ the other doors
+
+
+async def _chat(app: App, call: Call) -> None:
+    await app.model(call, "openai_chat")
+
+
+async def _messages(app: App, call: Call) -> None:
+    await app.model(call, "anthropic")
+
+
+async def _embeddings(app: App, call: Call) -> None:
+    await app.model(call, "openai_embeddings")
+
+
+async def _count(app: App, call: Call) -> None:
+    """Anthropic's count_tokens: our own count of what the prompt says."""
+    request = wire.read_count(call.body, call.headers)
+    episode, _ = app.router.route(request, call.identity.payer, call.identity.grants)
+    await reply_json(call.send, 200, {"input_tokens": episode.features.input_tokens})
+
+
+async def _route(app: App, call: Call) -> None:
+    dialect = "anthropic" if "anthropic-version" in call.headers else "openai_chat"
+    await app.dry(call, wire.codec(dialect).read(call.body, call.headers))
+
+
+async def _models(app: App, call: Call) -> None:
+    snapshot = app.router.snapshot
+    names = offered(snapshot)
+    if "anthropic-version" in call.headers:
+        listed = [{"type": "model", "id": name, "display_name": name, "created_at": _BORN} for name in names]
+        await reply_json(
+            call.send, 200, {"data": listed, "has_more": False, "first_id": names[0], "last_id": names[-1]}
+        )
+        return
+    await reply_json(call.send, 200, {"object": "list", "data": [_model(app, name) for name in names]})
+
+
+async def _one_model(app: App, call: Call) -> None:
+    if call.tail not in offered(app.router.snapshot):
+        raise Unknown(f"no model is named {call.tail!r}", code="model_not_found", param="model")
+    await reply_json(call.send, 200, _model(app, call.tail))
+
+
+def _model(app: App, name: str) -> dict[str, Any]:
+    model = app.router.snapshot.catalogue.models.get(name)
+    found: dict[str, Any] = {
+        "id": name,
+        "object": "model",
+        "created": _BORN_S,
+        "owned_by": model.provider if model else OWNER,
+    }
+    if model is not None:
+        found["tierwise"] = {
+            "tier": model.tier,
+            "context_tokens": model.context_tokens,
+            "max_output_tokens": model.max_output_tokens,
+            "priced": model.price is not None,
+            "local": model.local,
+        }
+    return found
+
+
+async def _decision(app: App, call: Call) -> None:
+    record = await app.router.record(call.tail, call.identity.payer)
+    await reply_json(call.send, 200, await told(app.router, record))
+
+
+async def told(router: Router, record: Record) -> dict[str, Any]:
+    """A record with its explanation, as far as the snapshot it was decided under is still there."""
+    snapshot = router.snapshot
+    if record.episode.snapshot != snapshot.hash:
+        data = await router.journal.read_snapshot(record.episode.snapshot)
+        if data is None:
+            return {"record": record, "explanation": None}
+        snapshot = load(data)
+    found = explain_story(snapshot, record.episode, record.decisions)
+    return explained(found, {"record": record})
+
+
+class _FeedbackBody(msgspec.Struct, forbid_unknown_fields=True):
+    decision_id: str
+    score: float | None = None
+    verdict: str | None = None
+    source: str = "user"
+    comment: str = ""
+
+
+_VERDICTS = {"good": 1.0, "bad": 0.0, "up": 1.0, "down": 0.0, "accepted": 1.0, "rejected": 0.0}
+
+
+async def _feedback(app: App, call: Call) -> None:
+    try:
+        said = msgspec.json.decode(call.body, type=_FeedbackBody)
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise BadRequest(f"feedback: {error}", code="invalid_feedback") from None
+    score = said.score
+    if score is None and said.verdict is not None:
+        score = _VERDICTS.get(said.verdict.casefold())
+    if score is None or not 0 <= score <= 1:
+        raise BadRequest(
+            f"give a score between 0 and 1, or a verdict: {', '.join(_VERDICTS)}",
+            code="invalid_feedback",
+            param="score",
+        )
+    await app.router.feedback(
+        Feedback(
+            decision_id=said.decision_id,
+            at_s=int(time.time()),
+            score=score,
+            source=said.source[:64],
+            comment=said.comment[:2_000],
+            payer=call.identity.payer,
+        )
+    )
+    await reply_json(call.send, 200, {"decision_id": said.decision_id, "score": score})
+
+
+async def _healthz(app: App, call: Call) -> None:
+    await reply_json(call.send, 200, {"status": "ok"})
+
+
+async def _readyz(app: App, call: Call) -> None:
+    ready = app.ready and not app.router.draining
+    await reply_json(call.send, 200 if ready else 503, {"status": "ready" if ready else "draining"})
+
+
+async def _metrics(app: App, call: Call) -> None:
+    body, kind = render(app.router)
+    await reply(call.send, 200, body, [(b"content-type", kind.encode())])
+
+
+_BORN = "2026-01-01T00:00:00Z"
+_BORN_S = 1_767_225_600
+OPEN_PATHS = ("/healthz", "/readyz")
+DOORS: dict[tuple[str, str], Handler] = {
+    ("POST", "/chat/completions"): _chat,
+    ("POST", "/messages"): _messages,
+    ("POST", "/messages/count_tokens"): _count,
+    ("POST", "/embeddings"): _embeddings,
+    ("POST", "/route"): _route,
+    ("POST", "/feedback"): _feedback,
+    ("GET", "/models"): _models,
+    ("GET", "/models/"): _one_model,
+    ("GET", "/decisions/"): _decision,
+    ("GET", "/healthz"): _healthz,
+    ("GET", "/readyz"): _readyz,
+    ("GET", "/metrics"): _metrics,
+}
+
+
+def _path(path: str) -> tuple[str, str]:
+    """The path without any leading /v1 (clients add one, two or none), and the dialect that its errors speak."""
+    while path.startswith("/v1/"):
+        path = path[3:]
+    return path, "anthropic" if path.startswith("/messages") else "openai_chat"
+
+
+def _door(method: str, path: str) -> tuple[Handler | None, str, bool]:
+    """(handler, tail, whether another method would do)."""
+    method = "GET" if method == "HEAD" else method
+    exact = DOORS.get((method, path))
+    if exact is not None:
+        return exact, "", True
+    for (verb, start), handler in DOORS.items():
+        if start.endswith("/") and path.startswith(start) and verb == method:
+            return handler, path[len(start) :], True
+    known = any(path == start or (start.endswith("/") and path.startswith(start)) for _, start in DOORS)
+    return None, "", known

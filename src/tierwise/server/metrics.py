@@ -1,0 +1,89 @@
+"""Prometheus text of what the router counted. Read when asked for; nothing on the request path knows Prometheus."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from tierwise.core.money import NANO_PER_USD
+from tierwise.routing.router import Router
+from tierwise.routing.tally import Histogram
+
+if TYPE_CHECKING:
+    from prometheus_client.core import Metric
+
+
+def render(router: Router) -> tuple[bytes, str]:
+    """(body, content type) in Prometheus' text format."""
+    from prometheus_client import CollectorRegistry, generate_latest
+    from prometheus_client.exposition import CONTENT_TYPE_LATEST
+    from prometheus_client.registry import Collector
+
+    class Now(Collector):
+        def collect(self) -> Iterator[Metric]:
+            return _families(router)
+
+    registry = CollectorRegistry()
+    registry.register(Now())
+    return generate_latest(registry), CONTENT_TYPE_LATEST
+
+
+def _families(router: Router) -> Iterator[Metric]:
+    from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+
+    tally = router.tally
+    requests = CounterMetricFamily(
+        "tierwise_requests", "Requests by how they ended.", labels=("policy", "model", "status")
+    )
+    for (policy, model, status), number in tally.requests.items():
+        requests.add_metric((policy, model, status), number)
+    yield requests
+    failures = CounterMetricFamily("tierwise_upstream_failures", "Failed calls.", labels=("model", "kind"))
+    for (model, kind), number in tally.failures.items():
+        failures.add_metric((model, kind), number)
+    yield failures
+    for name, text, counts, unit in (
+        ("tierwise_cost_usd", "What replies cost, failed attempts included.", tally.cost_nano, NANO_PER_USD),
+        (
+            "tierwise_baseline_usd",
+            "What the same tokens cost on the baseline model.",
+            tally.baseline_nano,
+            NANO_PER_USD,
+        ),
+        ("tierwise_input_tokens", "Tokens read.", tally.input_tokens, 1),
+        ("tierwise_output_tokens", "Tokens written.", tally.output_tokens, 1),
+    ):
+        family = CounterMetricFamily(name, text, labels=("model",))
+        for model, number in counts.items():
+            family.add_metric((model,), number / unit)
+        yield family
+    yield _histogram("tierwise_request_seconds", "From the request to its end.", tally.latency_ms)
+    yield _histogram("tierwise_decision_seconds", "Our own time before the first call.", tally.own_ms)
+    yield CounterMetricFamily("tierwise_escalations", "Requests with a second reply.", value=tally.escalations)
+    yield CounterMetricFamily(
+        "tierwise_routing_failures", "Decisions that failed; the reliable model answered.", value=tally.routing_failures
+    )
+    yield CounterMetricFamily(
+        "tierwise_journal_dropped", "Records that could not be kept.", value=router.journal.dropped
+    )
+    yield GaugeMetricFamily("tierwise_open_holds", "Money set aside right now.", value=router.ledger.open_holds())
+    yield GaugeMetricFamily("tierwise_in_flight", "Requests under way.", value=router.in_flight)
+    yield GaugeMetricFamily(
+        "tierwise_resting_models", "Models that rest after failures.", value=len(router.health.resting())
+    )
+    info = GaugeMetricFamily("tierwise_snapshot_info", "The snapshot that serves.", labels=("hash",))
+    info.add_metric((router.snapshot.hash,), 1)
+    yield info
+
+
+def _histogram(name: str, text: str, histogram: Histogram) -> Metric:
+    from prometheus_client.core import HistogramMetricFamily
+
+    family = HistogramMetricFamily(name, text)
+    total = 0
+    buckets = []
+    for bound, number in zip((*histogram.bounds, float("inf")), histogram.counts, strict=True):
+        total += number
+        buckets.append(("+Inf" if bound == float("inf") else str(bound / 1_000), total))
+    family.add_metric((), buckets, histogram.sum / 1_000)
+    return family

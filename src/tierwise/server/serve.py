@@ -1,0 +1,150 @@
+"""The process: starts the server, reloads the configuration, and goes away without losing a request or a cent.
+
+SIGTERM and SIGINT drain: no new work, what runs may finish within `server.drain_s`, the rest is cut and settled.
+SIGHUP, and a change of the file, reload: a broken file changes nothing but the log.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tierwise.core.errors import ConfigError
+from tierwise.routing.router import Router
+from tierwise.server.app import App
+
+if TYPE_CHECKING:
+    import uvicorn
+
+_log = logging.getLogger("tierwise")
+# After the drain, this long for the handlers to notice that they are cut.
+_CUT_S = 2.0
+
+Reload = Callable[[], Awaitable[None]]
+
+
+async def serve(
+    app: App,
+    host: str,
+    port: int,
+    drain_s: float,
+    *,
+    reload: Reload,
+    watch: Callable[[Reload], Awaitable[None]] | None = None,
+    started: Callable[[int], None] = lambda port: None,
+) -> None:
+    """Serve until a signal says to stop. `started` is told the port once requests are taken (it may have been 0).
+
+    Raises ConfigError when the address cannot be had."""
+    server = _server(app, host, port)
+    loop = asyncio.get_running_loop()
+    stopping = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, _stop, stopping, server)
+    errands: set[asyncio.Task[None]] = set()
+    loop.add_signal_handler(signal.SIGHUP, lambda: _start(errands, _reloaded(reload)))
+    if watch is not None:
+        _start(errands, watch(lambda: _reloaded(reload)))
+    serving = loop.create_task(_run(server, host, port))
+    try:
+        await _until_started(server, serving)
+        started(server.servers[0].sockets[0].getsockname()[1])
+        await _first(stopping.wait(), serving)
+        await _drain(app.router, drain_s)
+    finally:
+        for errand in errands:
+            errand.cancel()
+        server.should_exit = True
+        await serving
+        await app.router.close()
+
+
+def _server(app: App, host: str, port: int) -> uvicorn.Server:
+    import uvicorn
+
+    config = uvicorn.Config(
+        app,
+        host=host,
+        port=port,
+        log_config=None,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        date_header=False,
+        timeout_keep_alive=75,
+        timeout_graceful_shutdown=int(_CUT_S),
+        lifespan="off",
+        ws="none",
+        h11_max_incomplete_event_size=64 * 1024,
+    )
+
+    class Server(uvicorn.Server):
+        @contextlib.contextmanager
+        def capture_signals(self) -> Iterator[None]:
+            yield  # the signals are ours: uvicorn would stop listening before the drain has begun
+
+    return Server(config)
+
+
+async def _run(server: uvicorn.Server, host: str, port: int) -> None:
+    try:
+        await server.serve()
+    except SystemExit:
+        from tierwise.core.errors import Problem
+
+        what = f"{host}:{port} cannot be listened on; is it in use, or not this machine's?"
+        raise ConfigError((Problem("server", what),)) from None
+
+
+async def _until_started(server: uvicorn.Server, serving: asyncio.Task[None]) -> None:
+    while not server.started:
+        if serving.done():
+            serving.result()
+            raise RuntimeError("the server stopped before it had started")
+        await asyncio.sleep(0.005)
+
+
+def _stop(stopping: asyncio.Event, server: uvicorn.Server) -> None:
+    if stopping.is_set():
+        server.force_exit = True  # asked twice: whoever asks means it
+    stopping.set()
+
+
+async def _drain(router: Router, drain_s: float) -> None:
+    _log.info("draining: %d requests under way", router.in_flight)
+    cut = await router.drain(drain_s)
+    if cut:
+        _log.warning("%d requests are cut off after %.0f s", cut, drain_s)
+
+
+async def _reloaded(reload: Reload) -> None:
+    try:
+        await reload()
+    except ConfigError as error:
+        _log.error("the configuration was not taken, the last good one stays:\n%s", error)
+
+
+def _start(errands: set[asyncio.Task[None]], work: Awaitable[None]) -> None:
+    task = asyncio.ensure_future(work)
+    errands.add(task)
+    task.add_done_callback(errands.discard)
+
+
+async def _first(waiting: Awaitable[object], serving: asyncio.Task[None]) -> None:
+    waiter = asyncio.ensure_future(waiting)
+    try:
+        await asyncio.wait({waiter, serving}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        waiter.cancel()
+
+
+def state_of(path: Path) -> str:
+    """The folder as a person would type it."""
+    with contextlib.suppress(ValueError):
+        return str(path.relative_to(Path.cwd()))
+    return str(path)

@@ -1,0 +1,161 @@
+"""A transport for httpx and httpx2 that calls the application in process: the vendors' SDKs run on it with no socket.
+
+Streams come as they are made, and closing a response early is what a caller's leaving is on a socket. The response is
+built from the library that the request came from, so neither library is a dependency of ours.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tierwise.server.app import App
+
+# So many pieces of a reply may wait for a reader; then the writer waits.
+_PIECES = 8
+
+
+class _Exchange:
+    """One request through the application, and its reply as it comes."""
+
+    def __init__(self, app: App, scope: dict[str, Any], body: bytes) -> None:
+        self._body: bytes | None = body
+        self._left = asyncio.Event()
+        self._head: asyncio.Future[tuple[int, list[tuple[bytes, bytes]]]] = asyncio.get_running_loop().create_future()
+        self._pieces: asyncio.Queue[bytes | None] = asyncio.Queue(_PIECES)
+        self._task = asyncio.get_running_loop().create_task(self._run(app, scope))
+
+    async def _run(self, app: App, scope: dict[str, Any]) -> None:
+        try:
+            await app(scope, self._receive, self._send)
+        except Exception as error:
+            if self._head.done():
+                raise
+            self._head.set_exception(error)
+        finally:
+            if not self._left.is_set():
+                await self._pieces.put(None)
+
+    async def _receive(self) -> dict[str, Any]:
+        if self._body is not None:
+            body, self._body = self._body, None
+            return {"type": "http.request", "body": body, "more_body": False}
+        await self._left.wait()
+        return {"type": "http.disconnect"}
+
+    async def _send(self, message: Any) -> None:
+        if message["type"] == "http.response.start":
+            self._head.set_result((message["status"], message["headers"]))
+        elif message.get("body") and not self._left.is_set():
+            await self._pieces.put(message["body"])
+
+    async def head(self) -> tuple[int, list[tuple[bytes, bytes]]]:
+        try:
+            return await self._head
+        except asyncio.CancelledError:
+            await self.close()
+            raise
+
+    async def next(self) -> bytes | None:
+        """The next piece, None at the end."""
+        return await self._pieces.get()
+
+    async def close(self) -> None:
+        """The reader is done: what still runs learns that its caller has left."""
+        self._left.set()
+        while not self._pieces.empty():
+            self._pieces.get_nowait()
+        await asyncio.wait({self._task})
+
+
+class Transport:
+    """`handle_async_request` as httpx calls it."""
+
+    def __init__(self, app: Callable[[], Awaitable[App]]) -> None:
+        self._app = app
+
+    async def handle_async_request(self, request: Any) -> Any:
+        exchange = _Exchange(await self._app(), _scope(request), await request.aread())
+        status, headers = await exchange.head()
+        library = import_module(type(request).__module__.partition(".")[0])
+
+        class Body(library.AsyncByteStream):  # type: ignore[misc,name-defined]  # the caller's own library
+            async def __aiter__(self) -> AsyncIterator[bytes]:
+                while (piece := await exchange.next()) is not None:
+                    yield piece
+
+            async def aclose(self) -> None:
+                await exchange.close()
+
+        return library.Response(status, headers=headers, stream=Body(), request=request)
+
+    async def aclose(self) -> None:
+        """The router is closed by its own `close`."""
+
+    async def __aenter__(self) -> Transport:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
+
+
+class TransportSync:
+    """`handle_request` as httpx calls it, on the loop of an `InAppSync`."""
+
+    def __init__(self, app: Callable[[], Awaitable[App]], loop: asyncio.AbstractEventLoop) -> None:
+        self._app = app
+        self._loop = loop
+
+    def handle_request(self, request: Any) -> Any:
+        body = request.read()
+
+        async def begin() -> tuple[_Exchange, int, list[tuple[bytes, bytes]]]:
+            exchange = _Exchange(await self._app(), _scope(request), body)
+            return exchange, *await exchange.head()
+
+        run = self._run
+        exchange, status, headers = run(begin())
+        library = import_module(type(request).__module__.partition(".")[0])
+
+        class Body(library.SyncByteStream):  # type: ignore[misc,name-defined]  # the caller's own library
+            def __iter__(self) -> Iterator[bytes]:
+                while (piece := run(exchange.next())) is not None:
+                    yield piece
+
+            def close(self) -> None:
+                run(exchange.close())
+
+        return library.Response(status, headers=headers, stream=Body(), request=request)
+
+    def _run(self, work: Any) -> Any:
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+
+    def close(self) -> None:
+        """The router is closed by its own `close`."""
+
+    def __enter__(self) -> TransportSync:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _scope(request: Any) -> dict[str, Any]:
+    path, _, query = request.url.raw_path.partition(b"?")
+    return {
+        "type": "http",
+        "asgi": {"version": "3.0"},
+        "http_version": "1.1",
+        "method": request.method,
+        "scheme": request.url.scheme,
+        "path": path.decode("ascii", "replace"),
+        "raw_path": path,
+        "query_string": query,
+        "root_path": "",
+        "headers": [(name.lower(), value) for name, value in request.headers.raw],
+        "client": ("in-process", 0),
+        "server": ("in-process", 0),
+    }
