@@ -1,0 +1,155 @@
+"""The SQLite journal's schema, its migrations and every statement it runs, as named text. No logic beside them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import apsw
+
+EPISODE_COLUMNS = (
+    "at_s, snapshot, key, user, team, organisation, session, workflow, policy, requested, routed, served, billed, "
+    "status, code, cost_nano, baseline_nano, latency_ms, first_token_ms, attempts, input_tokens, cached_input_tokens, "
+    "cache_write_tokens, output_tokens, reasoning_tokens"
+)
+
+MARKS = ", ".join("?" * (EPISODE_COLUMNS.count(",") + 3))
+
+# One episode and its record. The first record of an episode stands, so that writing twice counts once.
+ADD_EPISODE = f"INSERT INTO episodes (id, {EPISODE_COLUMNS}, record) VALUES ({MARKS}) ON CONFLICT (id) DO NOTHING"  # noqa: S608
+
+# The hour's sums, kept as episodes are written so that no report has to read them all.
+ADD_ROLLUP = """
+INSERT INTO rollups (hour, model, team, requests, cost_nano, baseline_nano, saved_nano, unpriced, input_tokens,
+                     output_tokens)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+ON CONFLICT (hour, model, team) DO UPDATE SET
+    requests = requests + excluded.requests,
+    cost_nano = cost_nano + excluded.cost_nano,
+    baseline_nano = baseline_nano + excluded.baseline_nano,
+    saved_nano = saved_nano + excluded.saved_nano,
+    unpriced = unpriced + excluded.unpriced,
+    input_tokens = input_tokens + excluded.input_tokens,
+    output_tokens = output_tokens + excluded.output_tokens
+"""
+
+# Something said of a reply. There may be several of one reply.
+ADD_FEEDBACK = """
+INSERT INTO feedback (decision_id, at_s, score, source, data) VALUES (?, ?, ?, ?, ?)
+"""
+
+# A snapshot under its hash; the same hash is the same data.
+ADD_SNAPSHOT = """
+INSERT INTO snapshots (hash, at_s, data) VALUES (?, ?, ?) ON CONFLICT (hash) DO NOTHING
+"""
+
+# One record by the id of its episode.
+READ_RECORD = "SELECT record FROM episodes WHERE id = ?"
+
+# The newest records; of one second, the last written first.
+READ_RECENT = "SELECT id, record FROM episodes ORDER BY at_s DESC, rowid DESC LIMIT ?"
+
+# One snapshot by its hash.
+READ_SNAPSHOT = "SELECT data FROM snapshots WHERE hash = ?"
+
+# What was said of one reply, in the order it was said.
+READ_FEEDBACK = "SELECT data FROM feedback WHERE decision_id = ? ORDER BY rowid"
+
+# Sums for each model since an hour, the dearest first.
+READ_TOTALS = """
+SELECT model, SUM(requests), SUM(cost_nano), SUM(baseline_nano), SUM(saved_nano), SUM(unpriced), SUM(input_tokens),
+       SUM(output_tokens)
+FROM rollups WHERE hour >= ? GROUP BY model ORDER BY SUM(cost_nano) DESC, model
+"""
+
+# The oldest episodes that are past their time, a few at once so that writing does not wait long behind it.
+FORGET_EPISODES = """
+DELETE FROM episodes WHERE rowid IN (SELECT rowid FROM episodes WHERE at_s < ? ORDER BY at_s LIMIT ?)
+"""
+
+# Feedback that is past its time.
+FORGET_FEEDBACK = "DELETE FROM feedback WHERE at_s < ?"
+
+# Snapshots that are past their time and that no episode was decided with; never the newest, which may still serve.
+FORGET_SNAPSHOTS = """
+DELETE FROM snapshots
+WHERE at_s < ? AND hash NOT IN (SELECT snapshot FROM episodes) AND rowid < (SELECT MAX(rowid) FROM snapshots)
+"""
+
+# Which migrations a file has seen.
+READ_VERSION = "SELECT MAX(version) FROM schema_version"
+
+# That a migration was done.
+ADD_VERSION = "INSERT INTO schema_version (version) VALUES (?)"
+
+# What is in a file, to tell a journal from somebody else's database.
+READ_TABLES = "SELECT name FROM sqlite_schema WHERE type = 'table' AND name NOT LIKE 'sqlite_%'"
+
+
+def create_first_tables(connection: apsw.Connection) -> None:
+    connection.execute(
+        """
+        CREATE TABLE schema_version (version INTEGER PRIMARY KEY) STRICT;
+
+        CREATE TABLE episodes (
+            id TEXT PRIMARY KEY NOT NULL,
+            at_s INTEGER NOT NULL,
+            snapshot TEXT NOT NULL,
+            key TEXT NOT NULL,
+            user TEXT NOT NULL,
+            team TEXT NOT NULL,
+            organisation TEXT NOT NULL,
+            session TEXT NOT NULL,
+            workflow TEXT NOT NULL,
+            policy TEXT NOT NULL,
+            requested TEXT NOT NULL,
+            routed TEXT NOT NULL,
+            served TEXT NOT NULL,
+            billed TEXT NOT NULL,
+            status TEXT NOT NULL,
+            code TEXT NOT NULL,
+            cost_nano INTEGER,
+            baseline_nano INTEGER,
+            latency_ms INTEGER NOT NULL,
+            first_token_ms INTEGER,
+            attempts INTEGER NOT NULL,
+            input_tokens INTEGER NOT NULL,
+            cached_input_tokens INTEGER NOT NULL,
+            cache_write_tokens INTEGER NOT NULL,
+            output_tokens INTEGER NOT NULL,
+            reasoning_tokens INTEGER NOT NULL,
+            record BLOB NOT NULL
+        ) STRICT;
+        CREATE INDEX episodes_at_s ON episodes (at_s);
+        CREATE INDEX episodes_session ON episodes (session) WHERE session <> '';
+
+        CREATE TABLE rollups (
+            hour INTEGER NOT NULL,
+            model TEXT NOT NULL,
+            team TEXT NOT NULL,
+            requests INTEGER NOT NULL,
+            cost_nano INTEGER NOT NULL,
+            baseline_nano INTEGER NOT NULL,
+            saved_nano INTEGER NOT NULL,
+            unpriced INTEGER NOT NULL,
+            input_tokens INTEGER NOT NULL,
+            output_tokens INTEGER NOT NULL,
+            PRIMARY KEY (hour, model, team)
+        ) STRICT, WITHOUT ROWID;
+
+        CREATE TABLE snapshots (hash TEXT PRIMARY KEY NOT NULL, at_s INTEGER NOT NULL, data BLOB NOT NULL) STRICT;
+
+        CREATE TABLE feedback (
+            decision_id TEXT NOT NULL,
+            at_s INTEGER NOT NULL,
+            score REAL NOT NULL,
+            source TEXT NOT NULL,
+            data BLOB NOT NULL
+        ) STRICT;
+        CREATE INDEX feedback_decision ON feedback (decision_id);
+        """
+    )
+
+
+# The schema's version is the number of these that a file has seen. Only ever add to the end.
+MIGRATIONS = (create_first_tables,)

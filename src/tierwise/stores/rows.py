@@ -1,0 +1,104 @@
+"""A journal record as a row of plain columns, and the sums that reports are made of. Pure; every journal shares it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import msgspec
+
+from tierwise.core.ports import Record
+
+RECENT_MAX = 10_000  # records in one answer of `recent`
+HOUR_S = 3_600
+# The most that a column takes of one record, so that sums stay within 64 bits. The record keeps the exact number.
+COLUMN_MAX = 1 << 53
+
+
+class Total(msgspec.Struct, frozen=True, kw_only=True):
+    """What one model did in a span of whole hours. `model` is the routed one; "" for requests that none answered."""
+
+    model: str
+    requests: int
+    cost_nano: int  # of the requests whose cost is known
+    baseline_nano: int  # of the requests whose baseline is known
+    saved_nano: int  # baseline - cost, of the requests where both are known
+    unpriced: int  # requests whose cost is not known: never counted as free
+    input_tokens: int
+    output_tokens: int
+
+
+def counts(record: Record) -> bool:
+    """A dry run is kept, and costs and counts nothing."""
+    return record.outcome.status != "dry_run"
+
+
+def sums(record: Record) -> tuple[int, int, int, int, int, int, int]:
+    """One record's share of a `Total`, in the order of its fields after `model`."""
+    outcome = record.outcome
+    cost, baseline = outcome.cost_nano, outcome.baseline_nano
+    return (
+        1,
+        _column(cost or 0),
+        _column(baseline or 0),
+        0 if cost is None or baseline is None else _column(baseline) - _column(cost),
+        int(cost is None),
+        _column(outcome.usage.prompt_tokens),
+        _column(outcome.usage.completion_tokens),
+    )
+
+
+def columns(record: Record) -> tuple[str | int | None, ...]:
+    """The columns of `episodes` between the id and the record itself, in their order there."""
+    episode, outcome = record.episode, record.outcome
+    payer, hints, usage = episode.payer, episode.hints, outcome.usage
+    return (
+        episode.at_s,
+        episode.snapshot,
+        payer.key,
+        payer.user,
+        payer.team,
+        payer.organisation,
+        hints.session or "",
+        hints.workflow or "",
+        episode.policy,
+        episode.requested,
+        outcome.routed,
+        outcome.served,
+        outcome.billed,
+        outcome.status,
+        outcome.code,
+        None if outcome.cost_nano is None else _column(outcome.cost_nano),
+        None if outcome.baseline_nano is None else _column(outcome.baseline_nano),
+        _column(outcome.latency_ms),
+        None if outcome.first_token_ms is None else _column(outcome.first_token_ms),
+        _column(outcome.attempts),
+        _column(usage.input_tokens),
+        _column(usage.cached_input_tokens),
+        _column(usage.cache_write_5m_tokens + usage.cache_write_1h_tokens),
+        _column(usage.output_tokens),
+        _column(usage.reasoning_tokens),
+    )
+
+
+def newest(records: Iterable[Record], limit: int) -> list[Record]:
+    """At most `limit` records by the time they began, the newest first; of one second, the last written first."""
+    found = list(records)[::-1]
+    found.sort(key=lambda record: -record.episode.at_s)  # stable
+    return found[: max(limit, 0)]
+
+
+def totals_of(records: Iterable[Record], since_s: int) -> list[Total]:
+    """Sums for each model since the full hour of `since_s`, the dearest first."""
+    first_s = since_s - since_s % HOUR_S
+    by_model: dict[str, tuple[int, ...]] = {}
+    for record in records:
+        if counts(record) and record.episode.at_s >= first_s:
+            old = by_model.get(record.outcome.routed, (0,) * 7)
+            by_model[record.outcome.routed] = tuple(a + b for a, b in zip(old, sums(record), strict=True))
+    names = Total.__struct_fields__[1:]
+    totals = [Total(model=model, **dict(zip(names, sum_, strict=True))) for model, sum_ in by_model.items()]
+    return sorted(totals, key=lambda total: (-total.cost_nano, total.model))
+
+
+def _column(number: int) -> int:
+    return max(-COLUMN_MAX, min(number, COLUMN_MAX))

@@ -1,0 +1,429 @@
+"""The SQLite journal: episodes on disk, written by one thread that no request ever waits for.
+
+A journal is not money: it is written with synchronous=NORMAL, so that the file is always sound but a power cut may
+forget the last moments, and what the disk or the queue cannot take is dropped and counted. Prompts and replies are in
+it only when a record carries them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+import msgspec
+
+from tierwise.core.errors import Closed, ConfigError, Problem, TierwiseError
+from tierwise.core.ports import Feedback, Record
+from tierwise.stores import journal_sql as sql
+from tierwise.stores.rows import HOUR_S, RECENT_MAX, Total, columns, counts, sums
+from tierwise.stores.windows import DAY_S
+
+if TYPE_CHECKING:
+    import apsw
+
+BATCH_ROWS = 512  # rows in one transaction
+GATHER_S = 0.05  # how long the writer lets rows gather after the first; a reader cuts it short
+BUSY_MS = 5_000  # how long to wait for another process that writes
+FORGET_EVERY_S = 3_600.0
+FORGET_ROWS = 500  # deleted at once, so that writing does not wait long behind it
+CHECK_BYTES_MAX = 64 << 20  # a larger file is not read through at every start
+WAL_BYTES_KEPT = 64 << 20
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+
+class _Ask:
+    """A question to the file. It goes through the queue, so its answer knows of every earlier write."""
+
+    def __init__(self, work: Callable[[apsw.Connection], object], future: asyncio.Future[object]) -> None:
+        self.work = work
+        self.future = future
+        self.loop = future.get_loop()
+
+    def answer(self, result: object, error: Exception | None = None) -> None:
+        try:
+            self.loop.call_soon_threadsafe(self._deliver, result, error)
+        except RuntimeError:
+            log.debug("the event loop that asked the journal is closed; nobody is left to hear the answer")
+
+    def _deliver(self, result: object, error: Exception | None) -> None:
+        if self.future.done():  # whoever asked has been cancelled
+            return
+        if error is not None:
+            self.future.set_exception(error)
+        else:
+            self.future.set_result(result)
+
+
+class _Stop(_Ask):
+    """The last thing in the queue."""
+
+
+class _Snapshot(msgspec.Struct, frozen=True):
+    hash: str
+    data: bytes
+
+
+_Item = Record | Feedback | _Snapshot | _Ask
+
+
+class SqliteJournal:
+    """Journal of core/ports in one SQLite file, made readable to its owner alone.
+
+    `queue_rows`: rows that may wait to be written; beyond it they are dropped and counted in `dropped`, and
+    `last_error` says why. `keep_days`: older episodes, feedback and unused snapshots are deleted; None keeps all. The
+    hourly sums are always kept. Raises ConfigError, naming the file and what to do, when it cannot be used.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        queue_rows: int = 10_000,
+        keep_days: int | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.path = path
+        self.dropped = 0
+        self.last_error = ""
+        self._queue_rows = queue_rows
+        self._keep_days = keep_days
+        self._clock = clock
+        self._forget_at_s = 0.0
+        self._queue: deque[_Item] = deque()  # appended to by anyone, taken from by the writer alone
+        self._awake = threading.Event()
+        self._hurry = threading.Event()
+        self._counting = threading.Lock()
+        self._is_closed = False
+        self._encode = msgspec.json.Encoder().encode
+        self._record = msgspec.json.Decoder(Record)
+        self._feedback = msgspec.json.Decoder(Feedback)
+        self._connection = _open(path)
+        self._thread = threading.Thread(target=self._run, name="tierwise-journal", daemon=True)
+        self._thread.start()
+
+    # -------------------------------------------------------------------------------------------- writing
+
+    def write(self, record: Record) -> None:
+        """Encoding is left to the writer: here only a reference changes hands."""
+        self._put(record)
+
+    def feedback(self, feedback: Feedback) -> None:
+        self._put(feedback)
+
+    def snapshot(self, hash: str, data: bytes) -> None:
+        self._put(_Snapshot(hash, data))
+
+    def _put(self, item: Record | Feedback | _Snapshot) -> None:
+        waiting = len(self._queue)
+        if self._is_closed:
+            self._lost(1, "the journal is closed")
+            return
+        # There is one snapshot for thousands of records that cannot be replayed without it, so it always finds room.
+        if waiting >= self._queue_rows and not isinstance(item, _Snapshot):
+            self._lost(1, f"more than {self._queue_rows} rows are waiting to be written")
+            return
+        self._queue.append(item)
+        if waiting == BATCH_ROWS:
+            self._hurry.set()
+        if not self._awake.is_set():
+            self._awake.set()
+
+    # -------------------------------------------------------------------------------------------- reading
+
+    async def read(self, decision_id: str) -> Record | None:
+        """The record of an episode, every earlier write included. Raises TierwiseError when the row is unreadable."""
+
+        def work(connection: apsw.Connection) -> Record | None:
+            data = connection.execute(sql.READ_RECORD, (decision_id,)).get
+            return None if data is None else self._record.decode(data)
+
+        return await self._ask(work)
+
+    async def read_snapshot(self, hash: str) -> bytes | None:
+        def work(connection: apsw.Connection) -> bytes | None:
+            data = connection.execute(sql.READ_SNAPSHOT, (hash,)).get
+            return None if data is None else bytes(data)
+
+        return await self._ask(work)
+
+    async def recent(self, limit: int) -> list[Record]:
+        """The newest first, at most RECENT_MAX. A row that cannot be read is left out and named in `last_error`."""
+
+        def work(connection: apsw.Connection) -> list[Record]:
+            found = []
+            for decision_id, data in connection.execute(sql.READ_RECENT, (max(min(limit, RECENT_MAX), 0),)):
+                try:
+                    found.append(self._record.decode(data))
+                except msgspec.MsgspecError as error:
+                    self._lost(0, f"the record of {decision_id} cannot be read: {error}")
+            return found
+
+        return await self._ask(work)
+
+    async def feedback_of(self, decision_id: str) -> list[Feedback]:
+        """What was said of one reply, in the order it was said."""
+
+        def work(connection: apsw.Connection) -> list[Feedback]:
+            rows = connection.execute(sql.READ_FEEDBACK, (decision_id,))
+            return [self._feedback.decode(data) for (data,) in rows]
+
+        return await self._ask(work)
+
+    async def totals(self, since_s: int) -> list[Total]:
+        """Sums for each model since the full hour of `since_s`, the dearest first."""
+
+        def work(connection: apsw.Connection) -> list[Total]:
+            return [
+                Total(
+                    model=model,
+                    requests=requests,
+                    cost_nano=cost,
+                    baseline_nano=baseline,
+                    saved_nano=saved,
+                    unpriced=unpriced,
+                    input_tokens=tokens_in,
+                    output_tokens=tokens_out,
+                )
+                for model, requests, cost, baseline, saved, unpriced, tokens_in, tokens_out in connection.execute(
+                    sql.READ_TOTALS, (since_s // HOUR_S,)
+                )
+            ]
+
+        return await self._ask(work)
+
+    async def close(self) -> None:
+        """Write what is waiting, then let go of the file. Closing twice is closing once."""
+        if self._is_closed:
+            return
+        self._is_closed = True
+        stop = _Stop(lambda _: None, asyncio.get_running_loop().create_future())
+        self._push(stop)
+        await stop.future
+
+    async def _ask(self, work: Callable[[apsw.Connection], T]) -> T:
+        import apsw
+
+        if self._is_closed:
+            raise Closed("the journal is closed")
+        future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        self._push(_Ask(work, future))  # type: ignore[arg-type]  # futures are invariant; `_deliver` hands on what `work` gave
+        try:
+            return await future
+        except (apsw.Error, msgspec.MsgspecError) as error:
+            raise TierwiseError(f"the journal {self.path} cannot be read: {error}") from error
+
+    def _push(self, ask: _Ask) -> None:
+        self._queue.append(ask)
+        self._hurry.set()
+        self._awake.set()
+
+    # -------------------------------------------------------------------------------------------- the writer thread
+
+    def _run(self) -> None:
+        while True:
+            # `_awake` is cleared before the queue is emptied: whatever comes later sets it again.
+            self._awake.wait(FORGET_EVERY_S)
+            self._awake.clear()
+            self._hurry.wait(GATHER_S)
+            self._hurry.clear()
+            stop = self._empty_queue()
+            if stop is not None:
+                self._end(stop)
+                return
+            self._forget()
+
+    def _empty_queue(self) -> _Stop | None:
+        batch: list[Record | Feedback | _Snapshot] = []
+        for _ in range(len(self._queue)):  # what comes meanwhile waits for the next round, so that each round ends
+            item = self._queue.popleft()
+            if not isinstance(item, _Ask):
+                batch.append(item)
+                if len(batch) < BATCH_ROWS:
+                    continue
+            self._commit(batch)
+            batch = []
+            if isinstance(item, _Stop):
+                return item
+            if isinstance(item, _Ask):
+                try:
+                    item.answer(item.work(self._connection))
+                except Exception as error:  # whatever it is, it belongs to whoever asked, and the writer lives on
+                    item.answer(None, error)
+        self._commit(batch)
+        return None
+
+    def _commit(self, batch: list[Record | Feedback | _Snapshot]) -> None:
+        """All of a batch, or none of it: what the disk did not take is counted to the row."""
+        import apsw
+
+        if not batch:
+            return
+        faults: list[str] = []
+        try:
+            with self._connection:
+                for item in batch:
+                    try:
+                        with self._connection:  # a savepoint: a row and its share of the sums, or neither
+                            self._add(item)
+                    except (apsw.ConstraintError, apsw.MismatchError, TypeError, ValueError, OverflowError) as error:
+                        # One row that no file can hold; the others are sound.
+                        faults.append(f"{type(item).__name__} cannot be written: {error}")
+        except Exception as error:  # a full or failing disk, or a fault of ours: never the request's business
+            self._lost(len(batch), f"{self.path}: {error}")
+            return
+        for fault in faults:
+            self._lost(1, fault)
+
+    def _add(self, item: Record | Feedback | _Snapshot) -> None:
+        execute = self._connection.execute
+        match item:
+            case Record(episode=episode):
+                execute(sql.ADD_EPISODE, (episode.id, *columns(item), self._encode(item)))
+                if self._connection.changes() and counts(item):
+                    place = (episode.at_s // HOUR_S, item.outcome.routed, episode.payer.team)
+                    execute(sql.ADD_ROLLUP, (*place, *sums(item)))
+            case Feedback():
+                about = (item.decision_id, item.at_s, item.score, item.source)
+                execute(sql.ADD_FEEDBACK, (*about, self._encode(item)))
+            case _Snapshot():
+                execute(sql.ADD_SNAPSHOT, (item.hash, int(self._clock()), item.data))
+
+    def _forget(self) -> None:
+        """Delete what is past its time, a little now and the rest after the next batch."""
+        now_s = self._clock()
+        if self._keep_days is None or now_s < self._forget_at_s:
+            return
+        before_s = int(now_s) - self._keep_days * DAY_S
+        try:
+            with self._connection:
+                self._connection.execute(sql.FORGET_EPISODES, (before_s, FORGET_ROWS))
+                if self._connection.changes() == FORGET_ROWS:
+                    self._awake.set()
+                    return
+                self._connection.execute(sql.FORGET_FEEDBACK, (before_s,))
+                self._connection.execute(sql.FORGET_SNAPSHOTS, (before_s,))
+        except Exception as error:  # tried again in an hour
+            self._lost(0, f"{self.path}: old rows were not deleted: {error}")
+        self._forget_at_s = now_s + FORGET_EVERY_S
+
+    def _end(self, stop: _Stop) -> None:
+        error: Exception | None = None
+        try:
+            self._connection.close()
+        except Exception as failure:  # told to whoever closes
+            error = failure
+        while self._queue:  # put there by another thread while we closed
+            late = self._queue.popleft()
+            if isinstance(late, _Ask):
+                late.answer(None, Closed("the journal is closed"))
+            else:
+                self._lost(1, "the journal is closed")
+        stop.answer(None, error)
+
+    def _lost(self, rows: int, why: str) -> None:
+        with self._counting:
+            self.dropped += rows
+            is_news = why != self.last_error
+            self.last_error = why
+        if is_news:  # once, not for every row: the counter says how many
+            log.warning("journal: %s", why)
+
+
+def _open(path: Path) -> apsw.Connection:
+    import apsw
+
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists() and not path.is_file():
+            raise _unusable(path, "this is no file; name a file for the journal")
+        # Made before SQLite sees it, for SQLite would ask the umask who may read it. Its -wal and -shm take after it.
+        path.touch(mode=0o600, exist_ok=True)
+        path.chmod(0o600)
+    except OSError as error:
+        what = f"the journal cannot be made there ({error}); give a folder that this user may write to"
+        raise _unusable(path, what) from None
+    connection = None
+    try:
+        connection = apsw.Connection(str(path))
+        connection.set_busy_timeout(BUSY_MS)
+        if path.stat().st_size <= CHECK_BYTES_MAX:
+            _check(connection)
+        connection.pragma("journal_mode", "wal")
+        connection.pragma("synchronous", "normal")
+        connection.pragma("journal_size_limit", WAL_BYTES_KEPT)
+        _migrate(connection, path)
+    except (apsw.Error, ConfigError) as error:
+        if connection is not None:
+            connection.close()
+        raise _explained(path, error) from None
+    return connection
+
+
+def _check(connection: apsw.Connection) -> None:
+    import apsw
+
+    verdict = connection.execute("PRAGMA quick_check(1)").get
+    if verdict != "ok":
+        raise apsw.CorruptError(str(verdict))
+
+
+def _migrate(connection: apsw.Connection, path: Path) -> None:
+    """Bring the file to this schema. Each migration is one transaction with its version: old or new, never half."""
+    known = len(sql.MIGRATIONS)
+    while True:
+        # Taken for writing before the version is read: two processes that start together migrate once.
+        connection.execute("BEGIN IMMEDIATE")
+        try:
+            version = _version(connection, path)
+            if version < known:
+                sql.MIGRATIONS[version](connection)
+                connection.execute(sql.ADD_VERSION, (version + 1,))
+            connection.execute("COMMIT")
+        except BaseException:
+            if connection.in_transaction:  # a full disk has rolled back by itself
+                connection.execute("ROLLBACK")
+            raise
+        if version > known:
+            what = (
+                f"a newer Tierwise has written this journal (schema {version}, this one knows {known}); "
+                "upgrade, or name another file"
+            )
+            raise _unusable(path, what)
+        if version == known:
+            return
+
+
+def _version(connection: apsw.Connection, path: Path) -> int:
+    """How many migrations the file has seen; 0 for a new one. Asks the file, not what SQLite remembers of it."""
+    tables = {name for (name,) in connection.execute(sql.READ_TABLES)}
+    if tables and "schema_version" not in tables:
+        raise _unusable(path, "this is the database of another program; name another file for the journal")
+    return int(connection.execute(sql.READ_VERSION).get or 0) if tables else 0
+
+
+def _explained(path: Path, error: apsw.Error | ConfigError) -> ConfigError:
+    import apsw
+
+    match error:
+        case ConfigError():
+            return error
+        case apsw.NotADBError() | apsw.CorruptError():
+            what = (
+                f"this is no sound journal ({error}); move the file away, with its -wal and -shm if it has them, and a "
+                "new one is made, or put a backup in its place"
+            )
+        case _:
+            what = f"the journal cannot be opened ({error}); is the disk full, or does another program hold the file?"
+    return _unusable(path, what)
+
+
+def _unusable(path: Path, what: str) -> ConfigError:
+    return ConfigError((Problem(where=str(path), what=what),))

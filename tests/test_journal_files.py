@@ -1,0 +1,104 @@
+"""Journal files that are not as they should be: named, with what to do, and never made worse."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import apsw
+import pytest
+
+from tests.support.records import a_record
+from tierwise.core.errors import ConfigError, TierwiseError
+from tierwise.stores import journal_sql
+from tierwise.stores.sqlite import SqliteJournal
+
+
+async def opened_and_closed(path: Path) -> None:
+    await SqliteJournal(path).close()
+
+
+@pytest.mark.parametrize("damage", ["not a database", "torn page", "another program's", "newer", "a folder"])
+def test_a_file_that_cannot_be_used_is_named_with_what_to_do(tmp_path: Path, damage: str) -> None:
+    path = tmp_path / "journal.db"
+    words = {"torn page": "move the file away", "not a database": "move the file away"}
+    if damage == "not a database":
+        path.write_bytes(b"prose, not tables. " * 500)
+    elif damage == "a folder":
+        path.mkdir()
+        words[damage] = "name a file"
+    else:
+        asyncio.run(opened_and_closed(path))
+        connection = apsw.Connection(str(path))
+        if damage == "another program's":
+            connection.execute("DROP TABLE schema_version")
+            words[damage] = "another program"
+        elif damage == "newer":
+            connection.execute("INSERT INTO schema_version VALUES (99)")
+            words[damage] = "a newer Tierwise has written this journal (schema 99"
+        connection.pragma("wal_checkpoint(truncate)")
+        connection.close()
+        if damage == "torn page":
+            with path.open("r+b") as file:
+                file.seek(4096)
+                file.write(b"\xff" * 8192)
+    with pytest.raises(ConfigError) as caught:
+        SqliteJournal(path)
+    assert str(path) in str(caught.value)
+    assert words[damage] in str(caught.value)
+
+
+def test_a_folder_that_may_not_be_written_to_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match="give a folder"):
+        SqliteJournal(tmp_path / "file" / "journal.db")
+
+
+async def test_a_migration_that_fails_leaves_the_old_schema(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "journal.db"
+    journal = SqliteJournal(path)
+    journal.write(a_record("a"))
+    await journal.close()
+
+    def half(connection: apsw.Connection) -> None:
+        connection.execute("ALTER TABLE episodes ADD COLUMN mood TEXT")
+        connection.execute("ALTER TABLE no_such_table ADD COLUMN mood TEXT")
+
+    def whole(connection: apsw.Connection) -> None:
+        connection.execute("ALTER TABLE episodes ADD COLUMN mood TEXT")
+
+    first = journal_sql.MIGRATIONS
+    monkeypatch.setattr(journal_sql, "MIGRATIONS", (*first, half))
+    with pytest.raises(ConfigError, match="no_such_table"):
+        SqliteJournal(path)
+    monkeypatch.setattr(journal_sql, "MIGRATIONS", (*first, whole))
+    journal = SqliteJournal(path)
+    assert await journal.read("a") == a_record("a")
+    await journal.close()
+
+
+def test_processes_that_start_together_make_the_tables_once(tmp_path: Path) -> None:
+    for attempt in range(5):
+        path, barrier = tmp_path / f"{attempt}.db", threading.Barrier(8)
+
+        def start(path: Path = path, barrier: threading.Barrier = barrier) -> None:
+            barrier.wait()
+            asyncio.run(opened_and_closed(path))
+
+        with ThreadPoolExecutor(8) as pool:
+            for started in [pool.submit(start) for _ in range(8)]:
+                started.result()
+
+
+async def test_an_unreadable_row_is_an_error_for_who_asks_for_it_and_no_one_else(tmp_path: Path) -> None:
+    disk = SqliteJournal(tmp_path / "journal.db")
+    for id in ("a", "b"):
+        disk.write(a_record(id))
+    await disk._ask(lambda c: c.execute("UPDATE episodes SET record = CAST('{\"version\":9}' AS BLOB) WHERE id = 'a'"))
+    with pytest.raises(TierwiseError, match="cannot be read"):
+        await disk.read("a")
+    assert [record.episode.id for record in await disk.recent(9)] == ["b"]
+    assert (disk.dropped, "record of a" in disk.last_error) == (0, True)
+    await disk.close()

@@ -1,0 +1,78 @@
+"""The ledger in memory: what it may forget, and that its audit is able to find something."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.support.ledgers import NOON, a_hold, of, path_of
+from tierwise.core.budget import Budget, Charge
+from tierwise.core.request import Hints, Payer
+from tierwise.stores import accounts as accounts_module
+from tierwise.stores import memory as memory_module
+from tierwise.stores.memory import MemoryLedger
+
+
+async def test_sessions_are_forgotten_oldest_first_but_never_with_an_open_hold(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(accounts_module, "ACCOUNTS_KEPT", 8)
+    ledger = MemoryLedger((Budget(scope="session", limit_nano=10), Budget(scope="user", limit_nano=10**9)))
+    for n in range(4):
+        await ledger.hold(a_hold(f"open {n}", 10, session=f"open {n}"))
+    for n in range(1_000):
+        await ledger.hold(a_hold(f"{n}", 10, session=f"{n}"))
+        ledger.settle(f"{n}", Charge(cost_nano=10))
+    for n in range(4):
+        assert await ledger.hold(a_hold(f"more {n}", 1, session=f"open {n}")) is not None
+    assert await ledger.hold(a_hold("late", 1, session="999")) is not None, "the newest are kept"
+    assert len(ledger._lines[0].accounts) <= 8
+    assert of(ledger, hints=Hints())[0] == ("user", 10_000, 40), "who pays is never forgotten"
+    assert ledger.audit() == ()
+
+
+async def test_more_open_sessions_than_are_kept_are_all_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(accounts_module, "ACCOUNTS_KEPT", 8)
+    ledger = MemoryLedger((Budget(scope="session", limit_nano=10),))
+    for n in range(100):
+        assert await ledger.hold(a_hold(f"{n}", 10, session=f"{n}")) is None
+    for n in range(100):
+        assert await ledger.hold(a_hold(f"again {n}", 1, session=f"{n}")) is not None
+        ledger.settle(f"{n}", Charge(cost_nano=1))
+    await ledger.hold(a_hold("one", 1, session="one"))
+    for n in range(20):
+        await ledger.hold(a_hold(f"new {n}", 1, session=f"new {n}"))
+        ledger.settle(f"new {n}", Charge(cost_nano=1))
+    assert len(ledger._lines[0].accounts) <= 9
+    assert ledger.audit() == ()
+
+
+async def test_old_entries_are_carried_forward_and_the_books_still_balance(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory_module, "ENTRIES_KEPT", 10)
+    ledger = MemoryLedger(path_of(10**9))
+    for n in range(100):
+        await ledger.hold(a_hold(f"{n}", 5))
+        ledger.settle(f"{n}", Charge(cost_nano=n))
+    assert (len(ledger._entries), len(ledger._closed)) == (10, 10)
+    assert {spent for _, spent, _ in of(ledger)} == {sum(range(100))}
+    assert ledger.audit() == ()
+
+
+async def test_accounts_of_past_windows_are_dropped() -> None:
+    ledger = MemoryLedger((Budget(scope="user", limit_nano=10, window="minute"),))
+    for n in range(100):
+        await ledger.hold(a_hold(f"{n}", 1, payer=Payer(user=f"u{n}"), at_s=NOON + n))
+        ledger.settle(f"{n}", Charge(cost_nano=1))
+    assert len(ledger._lines[0].accounts) == 40
+
+
+@pytest.mark.parametrize("tampered", ["posted_nano", "pending_nano", "open", "carried_nano"])
+async def test_the_audit_finds_a_changed_account(tampered: str) -> None:
+    ledger = MemoryLedger(path_of(100))
+    await ledger.hold(a_hold("a", 5))
+    await ledger.hold(a_hold("b", 5))
+    ledger.settle("b", Charge(cost_nano=5))
+    assert ledger.audit() == ()
+    account = ledger._lines[2].accounts["ada"]
+    setattr(account, tampered, getattr(account, tampered) + 1)
+    assert len(ledger.audit()) == 1
+    assert "user 'ada'" in ledger.audit()[0]
