@@ -59,7 +59,7 @@ TASK_WEIGHTS: dict[Task, TaskWeights] = {
     "creative": TaskWeights(0.10, 0.65, 300, 600),
     "tool_use": TaskWeights(0.22, 0.80, 120, 300),
     "code": TaskWeights(0.20, 0.95, 260, 450),
-    "reasoning": TaskWeights(0.28, 0.95, 200, 420),
+    "reasoning": TaskWeights(0.12, 1.20, 200, 420),
 }
 
 # From HARD on difficulty only creeps up, and never by more than HARDER: words cannot tell hard from hopeless, and if

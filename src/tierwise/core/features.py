@@ -192,7 +192,7 @@ def _complexity(prompt: Prompt, seen: tasks.Reading, last_tokens: float) -> floa
         + 0.80 * seen.depth
         + 0.35 * squash(seen.constraints, 6.0)
         + 0.20 * seen.code
-        + 0.25 * seen.math
+        + 0.32 * seen.math
         + 0.12 * seen.ambiguity
         + 0.12 * squash(len(prompt.turns) - 1, 10.0)
     )

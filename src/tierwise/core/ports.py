@@ -38,10 +38,13 @@ class Ledger(Protocol):
     def open_holds(self) -> int: ...
 
 
+Status = Literal["answered", "refused", "abandoned", "broken", "dry_run"]
+
+
 class Outcome(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """How an episode ended. Four models are kept apart: requested (in the episode), routed, served, billed."""
 
-    status: Literal["answered", "refused", "abandoned", "broken", "dry_run"]
+    status: Status
     code: str = ""
     routed: str = ""
     served: str = ""

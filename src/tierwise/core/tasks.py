@@ -17,7 +17,7 @@ TAIL_WORDS = 32
 WIDE_READ = (240, 120)  # characters in which scripts without spaces are searched
 SYSTEM_WORDS = 60
 ORDER_WORDS = 10  # an order stands among the first words: the cues of one weigh double there
-ORDER = 5  # the least weight of an order; what is lighter is a noun that may stand anywhere
+ORDER = 6  # the least weight of an order; what is lighter is a noun that may stand anywhere
 GUESSED_WORDS = 16  # misspelt words are guessed at the beginning only
 LONGEST_GUESS = 16  # letters
 NAMED = 4  # the least weight that names a task
@@ -91,6 +91,7 @@ def _sum(words: list[str]) -> tuple[list[int], int]:
     unknown = 0
     middle = len(words) - TAIL_WORDS if len(words) > HEAD_WORDS + TAIL_WORDS else HEAD_WORDS
     previous = ""
+    counted: set[str] = set()
     for place, word in enumerate((*words[:HEAD_WORDS], *words[middle:])):
         cue = get(word)
         if cue is None:
@@ -99,12 +100,11 @@ def _sum(words: list[str]) -> tuple[list[int], int]:
                 cue = lexicon.guess(word, typos)
                 unknown -= cue is not None
         if cue is not None:
-            for slot, weight in cue:
-                sums[slot] += weight + weight if slot < _TASKS and place < ORDER_WORDS and weight >= ORDER else weight
+            _add(sums, cue, place, word in counted)
+            counted.add(word)
         if previous in firsts and (pair := get(f"{previous} {word}")) is not None:
             unknown -= (cue is None) + (previous not in known.words)
-            for slot, weight in pair:
-                sums[slot] += weight + weight if slot < _TASKS and place < ORDER_WORDS and weight >= ORDER else weight
+            _add(sums, pair, place, False)
         previous = word
     if middle > HEAD_WORDS:
         body = [0] * len(lexicon.SLOTS)
@@ -116,6 +116,15 @@ def _sum(words: list[str]) -> tuple[list[int], int]:
         for slot in range(_LANGUAGES, len(sums)):
             sums[slot] += body[slot]
     return sums, unknown
+
+
+def _add(sums: list[int], cue: lexicon.Cue, place: int, again: bool) -> None:
+    """A noun said ten times is still one hint of a task; a limit said three times is three limits."""
+    for slot, weight in cue:
+        if slot >= _TASKS:
+            sums[slot] += weight
+        elif not again:
+            sums[slot] += weight + weight if place < ORDER_WORDS and weight >= ORDER else weight
 
 
 def _add_parts(text: str, parts: tuple[tuple[str, lexicon.Cue], ...], sums: list[int]) -> None:
@@ -149,7 +158,7 @@ def _scores(prompt: Prompt, text: str, counts: Counts, sums: list[int], code: fl
     if sums[_MATH] and counts.digit_runs > 1 and "?" in text:  # a sum told as a story
         scores[_REASONING] += NAMED
     if _has_options(text):
-        scores[_REASONING] += 5
+        scores[_REASONING] += 10
     if prompt.structured != "none":
         scores[_EXTRACTION] += NAMED
     if prompt.tools:
@@ -187,7 +196,7 @@ def _depth(text: str, sums: list[int], questions: int) -> float:
     sentences, clauses = text.count(". "), text.count(", ")
     if not text.isascii():
         sentences, clauses = sentences + text.count("。"), clauses + text.count("、") + text.count("，")
-    points = sums[_DEPTH] + min(3.0, sentences / 3) + min(2.0, clauses / 6) + 0.7 * min(5, max(0, questions - 1))
+    points = sums[_DEPTH] + min(2.0, sentences / 4) + min(2.0, clauses / 6) + 0.7 * min(5, max(0, questions - 1))
     return squash(points, 6.0)
 
 

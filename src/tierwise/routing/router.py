@@ -38,13 +38,13 @@ from tierwise.core.policy import Cascade
 from tierwise.core.ports import Feedback, Incoming, Journal, Ledger, Outgoing, Record, Upstream, UpstreamError
 from tierwise.core.request import Payer, Request
 from tierwise.core.snapshot import Snapshot, dump
-from tierwise.routing.attempts import Attempt, Errands, counted, failed_event, since_ms
+from tierwise.routing.attempts import Attempt, counted, failed_event, since_ms
+from tierwise.routing.books import Books
 from tierwise.routing.door import open_episode
 from tierwise.routing.health import Health
 from tierwise.routing.helpers import Answers, cache_key, question, read_answer, read_score
 from tierwise.routing.refusals import refusal_error
 from tierwise.routing.streams import Streamed
-from tierwise.routing.tally import Tally
 from tierwise.routing.trace import Trace
 from tierwise.wire.contract import Garbled, Reply, Sent, Shape
 
@@ -80,16 +80,13 @@ class Router:
         self.journal = journal
         self.upstream = upstream
         self.health = Health()
-        self.tally = Tally()
-        self.errands = Errands()
-        self.store_texts = store_texts
+        self.books = Books(journal, store_texts=store_texts)
+        self.tally = self.books.tally
+        self.errands = self.books.errands
         self.budget_status = budget_status
         self._now = now
         self._draw = draw
         self._answers = Answers(time.monotonic)
-        self._in_flight = 0
-        self._idle = asyncio.Event()
-        self._idle.set()
         self._draining = False
         self._snapshot = snapshot
         journal.snapshot(snapshot.hash, dump(snapshot))
@@ -140,7 +137,7 @@ class Router:
         started = time.monotonic()
         snapshot = self._snapshot
         trace = Trace(snapshot, request, self._open(request, payer, grants, snapshot), started)
-        self._enter()
+        self.books.enter()
         handed_over = False
         try:
             result = await self._run(trace)
@@ -149,15 +146,15 @@ class Router:
         except RequestError as error:
             error.attempts = trace.attempts
             error.decision = error.decision or trace.episode.id
-            self.end(trace, "refused", error.code)
+            self.books.end(trace, "refused", error.code)
             raise
         except BaseException as error:
             # Cancellation is no Exception, and the record of what was spent must be written all the same.
-            self.end(trace, "abandoned", type(error).__name__)
+            self.books.end(trace, "abandoned", type(error).__name__)
             raise
         finally:
             if not handed_over:
-                self.leave()
+                self.books.leave()
 
     async def _run(self, trace: Trace) -> Answered | Streamed:
         replies: dict[int, Reply] = {}
@@ -253,7 +250,7 @@ class Router:
             incoming = await self.upstream.send(outgoing)
             if live:
                 # From here on the stream owns the reply and the attempt, also when it fails before its first byte.
-                streamed = Streamed(self, trace, attempt, incoming, sent, began)
+                streamed = Streamed(self.books, trace, attempt, incoming, sent, began)
                 await streamed.begin()
                 self.health.answered(model.id, model.provider)
                 return streamed
@@ -349,30 +346,14 @@ class Router:
         bill = trace.bill(None)
         stream = trace.request.stream
         body = (wire.deliver_stream if stream else wire.deliver)(trace.request, reply, bill)
-        if self.store_texts:
+        if self.books.store_texts:
             trace.reply_text = reply.text
-        self.end(trace, "answered")
+        self.books.end(trace, "answered")
         return Answered(body=body, trace=trace, event_stream=stream)
-
-    def end(self, trace: Trace, status: str, code: str = "") -> None:
-        """Write the story down. Never waits, never fails the request."""
-        prompt = trace.request.body.decode("utf-8", "replace") if self.store_texts else None
-        record = trace.record(status, code, prompt=prompt)
-        self.tally.count(record)
-        self.journal.write(record)
-
-    def _enter(self) -> None:
-        self._in_flight += 1
-        self._idle.clear()
-
-    def leave(self) -> None:
-        self._in_flight -= 1
-        if self._in_flight == 0:
-            self._idle.set()
 
     @property
     def in_flight(self) -> int:
-        return self._in_flight
+        return self.books.in_flight
 
     def stop(self) -> None:
         """Take no new work from now on."""
@@ -382,10 +363,10 @@ class Router:
         """Wait for what is under way, at most so long; then for every settlement. Returns how many were cut off."""
         self.stop()
         try:
-            await asyncio.wait_for(self._idle.wait(), timeout_s)
+            await asyncio.wait_for(self.books.idle(), timeout_s)
         except TimeoutError:
-            _log.warning("%d requests were still under way after %.0f s", self._in_flight, timeout_s)
-        return self._in_flight
+            _log.warning("%d requests were still under way after %.0f s", self.in_flight, timeout_s)
+        return self.in_flight
 
     async def close(self) -> None:
         """After `drain`: settle, write down, let go."""

@@ -6,23 +6,19 @@ that comes first (the provider's, an error's, the caller's) is the one that coun
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import msgspec
 
 from tierwise import wire
 from tierwise.core.episode import Replied, ReplyFacts, Stop
 from tierwise.core.errors import Refused
 from tierwise.core.money import Usage
-from tierwise.core.ports import Incoming, UpstreamError
+from tierwise.core.ports import Incoming, Status, UpstreamError
 from tierwise.core.weigh import billed_model, charged_nano
 from tierwise.routing.attempts import Attempt, Paid, since_ms
+from tierwise.routing.books import Books
 from tierwise.routing.tokens import count
+from tierwise.routing.trace import Trace
 from tierwise.wire.contract import Bill, Garbled, Sent
-
-if TYPE_CHECKING:
-    from tierwise.routing.router import Router
-    from tierwise.routing.trace import Trace
 
 # No tokenizer packs more characters into a token over a long text. A stream that is longer than its ceiling allows even
 # so is one whose provider ignores the ceiling, and it is cut.
@@ -34,10 +30,10 @@ class Streamed:
     """An async iterator of bytes in the caller's format. Close it on every way out; closing twice is fine."""
 
     def __init__(
-        self, router: Router, trace: Trace, attempt: Attempt, incoming: Incoming, sent: Sent, began: float
+        self, books: Books, trace: Trace, attempt: Attempt, incoming: Incoming, sent: Sent, began: float
     ) -> None:
         self.trace = trace
-        self._router = router
+        self._books = books
         self._attempt = attempt
         self._incoming = incoming
         self._chunks = incoming.chunks()
@@ -103,7 +99,7 @@ class Streamed:
                     )
                 return out
         except UpstreamError as error:
-            self._router.tally.failed(self._attempt.model.id, error.kind)
+            self._books.tally.failed(self._attempt.model.id, error.kind)
             return self._break(f"{self._attempt.model.id} broke off: {error.message}", f"upstream_{error.kind}")
         except Garbled as error:
             return self._break(f"{self._attempt.model.id} sent no proper stream: {error}", "upstream_garbled")
@@ -126,7 +122,7 @@ class Streamed:
         if not self._ended:
             self._end("abandoned", "client_gone")
 
-    def _end(self, status: str, code: str) -> None:
+    def _end(self, status: Status, code: str) -> None:
         if self._ended:
             return
         self._ended = self._last = True
@@ -134,19 +130,19 @@ class Streamed:
         meter = self._relay.meter
         if meter.done and meter.usage is not None:
             self._settle(meter.usage, status, code)
-            self._router.leave()
+            self._books.leave()
         else:
             # Counting takes a moment, so it is done where the caller's going cannot stop it.
-            self._router.errands.post(self._count_and_settle(status, code))
+            self._books.errands.post(self._count_and_settle(status, code))
 
-    async def _count_and_settle(self, status: str, code: str) -> None:
+    async def _count_and_settle(self, status: Status, code: str) -> None:
         try:
             text = "".join(self._relay.meter.pieces)
             written = max(await count(text), 1 if self._relay.meter.output_characters else 0)
             self._settle(self._partial(written), status, code)
         finally:
             self._attempt.abandon()
-            self._router.leave()
+            self._books.leave()
 
     def _partial(self, output_tokens: int) -> Usage:
         """The usage of a stream that did not say its own to the end: what it said of the input, and our count of the
@@ -159,7 +155,7 @@ class Streamed:
         more = max(0, output_tokens - said.completion_tokens)
         return msgspec.structs.replace(said, output_tokens=said.output_tokens + more, estimated=True)
 
-    def _settle(self, usage: Usage, status: str, code: str) -> None:
+    def _settle(self, usage: Usage, status: Status, code: str) -> None:
         meter, call = self._relay.meter, self._attempt.call
         paid = self._attempt.paid(usage, meter.served)
         event = Replied(
@@ -176,9 +172,9 @@ class Streamed:
         )
         self.trace.add(event)
         self.trace.delivered(event)
-        if self._router.store_texts:
+        if self._books.store_texts:
             self.trace.reply_text = "".join(meter.pieces)
-        self._router.end(self.trace, status, code)
+        self._books.end(self.trace, status, code)
 
     def _bill(self, usage: Usage | None, served: str) -> Bill:
         """What the last chunk says of the money. Settled figures are the same, but for streams that tell no usage."""
@@ -187,7 +183,9 @@ class Streamed:
             usage = self._partial(written)
         billed = billed_model(self.trace.snapshot.catalogue, self._attempt.model, served)
         cost = charged_nano(billed, self.trace.episode, usage)
-        return self.trace.bill(Paid(usage=usage, cost_nano=cost, billed=billed.id))
+        bill = self.trace.bill(Paid(usage=usage, cost_nano=cost, billed=billed.id))
+        # A short stream is billed with its first chunk, before the trace knows that this model is the one.
+        return msgspec.structs.replace(bill, model=self._attempt.model.id)
 
 
 _STOPS = ("end", "length", "tool_use", "stop_sequence", "refusal", "filtered", "error")

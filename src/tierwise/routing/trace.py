@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import time
-
-import msgspec
-
 from tierwise.core.budget import Lambda
 from tierwise.core.episode import Decision, Denied, Episode, Event, Failed, Replied, Told
 from tierwise.core.money import NANO_PER_USD, Usage
-from tierwise.core.ports import Outcome, Record
+from tierwise.core.ports import Outcome, Record, Status
 from tierwise.core.request import Request
 from tierwise.core.snapshot import Snapshot
 from tierwise.core.weigh import charged_nano
@@ -97,9 +93,9 @@ class Trace:
             return None
         return self.baseline_nano - self.cost_nano
 
-    def record(self, status: str, code: str = "", *, prompt: str | None = None) -> Record:
+    def record(self, status: Status, code: str = "", *, prompt: str | None = None) -> Record:
         outcome = Outcome(
-            status=status,  # type: ignore[arg-type]  # one of Outcome's own, checked by msgspec when it is read back
+            status=status,
             code=code,
             routed=self.routed,
             served=self.served,
@@ -128,12 +124,3 @@ class Trace:
 
 def _usd(nano: int | None) -> float | None:
     return None if nano is None else nano / NANO_PER_USD
-
-
-def began() -> float:
-    return time.monotonic()
-
-
-def replaced(episode: Episode, **changes: object) -> Episode:
-    """The same story with another first page: what-if questions ask it."""
-    return msgspec.structs.replace(episode, **changes)

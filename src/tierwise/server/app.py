@@ -213,6 +213,8 @@ def _usd(nano: int | None) -> str:
 
 def _header(value: str) -> bytes:
     """Visible ASCII only: what a header says must not be able to end it."""
+    if value.isascii() and value.isprintable():
+        return value.encode()
     return "".join(letter if " " <= letter <= "~" else "?" for letter in value).encode()
 
 
