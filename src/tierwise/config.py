@@ -356,7 +356,7 @@ def apply(app: App, setup: Setup) -> tuple[str, ...]:
     keys = _keyring(setup)
     router.upstream.swap(setup)
     router.ledger.reload(setup.budgets)
-    router.store_texts = setup.journal.store_texts
+    router.books.store_texts = setup.journal.store_texts
     router.budget_status = setup.server.budget_status
     router.swap(setup.snapshot)
     app.keys = keys

@@ -39,7 +39,7 @@ def open(
 
 
 class ChatReply(msgspec.Struct, frozen=True, kw_only=True):
-    """A reply and what it took. Amounts are US dollars; None is unknown. `body` is the reply in OpenAI's chat format."""
+    """A reply and what it took. Amounts are US dollars; None is unknown. `body` is in OpenAI's chat format."""
 
     text: str
     model: str

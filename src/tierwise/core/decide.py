@@ -45,7 +45,7 @@ def decide(snapshot: Snapshot, episode: Episode) -> Decision:
 
 
 class _Frame(msgspec.Struct, frozen=True):
-    """Where the walk is: the path, who may serve, whether the reply is delivered whatever it is, and what it is about."""
+    """Where the walk is: the path, who may serve, whether any reply will be delivered, what it is about."""
 
     at: str
     pool: Pool

@@ -1,4 +1,4 @@
-"""Why a model cannot serve a request: one code, or "" when it can. Shared by the screen, pinned models and explanations."""
+"""Why a model cannot serve a request: one code, or "" when it can. Used to screen and to explain."""
 
 from __future__ import annotations
 

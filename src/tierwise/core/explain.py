@@ -1,7 +1,7 @@
 """Why a decision fell as it did, in facts and in words: every candidate, the saving, and what would have changed it.
 
-There is no second evaluator. The counterfactuals ask `decide` itself, with one thing in the episode changed, so they are
-true of the code that serves.
+There is no second evaluator. The counterfactuals ask `decide` itself, with one thing in the episode changed, so they
+are true of the code that serves.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _BISECTIONS = 24
 
 
 class Flip(msgspec.Struct, frozen=True, kw_only=True):
-    """One thing that, changed alone, would have made another choice. `size` orders them: 0 is no change, 1 is a doubling."""
+    """One thing that, changed alone, would have made another choice. `size`: 1 is a doubling."""
 
     what: str
     was: float | str | None
@@ -263,7 +263,8 @@ def _sentence(decision: Decision, model: str, found: tuple[Flip, ...]) -> str:
         return "No model was called." if not model else f"{model} was called."
     said = f"{model}: {candidate_text(chosen)}"
     if chosen.cost_nano is not None and decision.baseline_nano is not None:
-        said += f"; expected {usd_text(chosen.cost_nano)} USD against {usd_text(decision.baseline_nano)} USD on the baseline"
+        expected, baseline = usd_text(chosen.cost_nano), usd_text(decision.baseline_nano)
+        said += f"; expected {expected} USD against {baseline} USD on the baseline"
     if found:
         flip = found[0]
         said += f"; {flip.model or 'a refusal'} instead, had {flip.what} been {flip.would_be} and not {flip.was}"

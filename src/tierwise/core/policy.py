@@ -51,7 +51,7 @@ class Rule(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid
 
 
 class Screen(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
-    """What may serve. `fits`: context, output ceiling, modality, tools and structure must be within the model's means."""
+    """What may serve. `fits`: context, output ceiling, modality, tools, structure are within the model's means."""
 
     fits: bool = True
     allow: tuple[str, ...] = ()  # models, tiers or providers; () means all
@@ -147,7 +147,7 @@ class Amounts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What `best` weighs quality and time with, in nano-dollars: an inadequate answer at each criticality, a second of
     waiting in each latency class. The presets are nothing but these.
 
-    `caution` says how much an unsure estimate counts against a model: 0 takes the middle of its interval, 1 the low end."""
+    `caution` says how much an unsure estimate counts against a model: 0 takes its middle, 1 its low end."""
 
     miss_user_nano: int
     miss_internal_nano: int

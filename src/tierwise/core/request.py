@@ -10,6 +10,8 @@ from typing import Literal
 
 import msgspec
 
+from tierwise.core.money import Service
+
 FEATURES_VERSION = 1
 
 Wire = Literal["openai_chat", "anthropic", "openai_embeddings"]
@@ -132,4 +134,5 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     hints: Hints = Hints()
     stream: bool = False
     want_usage: bool = False  # a streaming client asked for the usage chunk
+    service: Service = "standard"  # the class of service asked for, which has a price of its own
     betas: tuple[str, ...] = ()  # anthropic-beta values; passed on to a provider of the same wire only

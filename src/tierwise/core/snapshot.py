@@ -16,7 +16,8 @@ SNAPSHOT_VERSION = 1
 
 
 class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
-    """`policies` holds at least `default`, and one for each tier asked for by name. `keywords` is what the feature reader looks for, from every policy."""
+    """`policies` holds at least `default`, and one for each tier asked for by name. `keywords` is what the
+    feature reader looks for, from every policy."""
 
     hash: str
     catalogue: Catalogue

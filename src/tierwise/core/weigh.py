@@ -1,4 +1,4 @@
-"""What each candidate is expected to cost, to be worth and to take: all of it in nano-dollars, under the price of money."""
+"""What each candidate is expected to cost, to be worth and to take: all in nano-dollars, under the price of money."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class Weighed(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 def weigh(snapshot: Snapshot, episode: Episode, models: tuple[Model, ...], amounts: Amounts) -> tuple[Weighed, ...]:
     """price = expected cost × λ + (1 − quality) × what a miss costs + expected seconds × what a second costs.
 
-    The quality is the middle of its interval, less the caution's share of the way to its low end: of two models that are
-    expected to be equally good, the one that we know better weighs less."""
+    The quality is the middle of its interval, less the caution's share of the way to its low end: of two models
+    that are expected to be equally good, the one that we know better weighs less."""
     miss = amounts.miss_nano(episode.criticality)
     second = amounts.second_nano(episode.latency)
     factor = episode.money.value

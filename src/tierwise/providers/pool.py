@@ -2,7 +2,7 @@
 
 aiohttp's connector does what it is good at (pool, DNS cache, TLS, happy eyeballs, the C parser). Its ClientSession is
 left out on purpose: with cookies, redirects, netrc and proxies refused, what remains of it is an object per layer per
-request, 57 µs against 19 µs of CPU for a 1 kB call (uvloop, 2026), and it has no say over when bytes have gone out.
+request, 60 µs of CPU for a 1 kB call where all of ours is 31 (uvloop, 2026), and it does not say when bytes went out.
 Used of aiohttp beyond its documented face, and therefore pinned in pyproject: `TCPConnector.connect` and `_factory`,
 `ResponseHandler.set_response_params`, `should_close` and `read`.
 """

@@ -1,7 +1,7 @@
 """One attempt at one model: hold the money, ask, and settle on every way out.
 
-The settlement is only ever *posted*, by a call that does not wait, so it stands in a `finally` safely: a request that is
-cancelled there loses nothing. What needs waiting (our own count of tokens) runs in a task that the request does not own.
+The settlement is only ever *posted*, by a call that does not wait, so it stands in a `finally` safely: a request that
+is cancelled there loses nothing. What needs waiting (our own count of tokens) runs in a task that outlives the request.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ class Attempt:
         self._close(Charge(cost_nano=0, kind="released"))
 
     def worst(self) -> int:
-        """What was used is unknown: the worst case is charged, marked as estimated, and a later truth may correct it."""
+        """What was used is unknown: the worst case is charged, marked as estimated, for a later truth to correct."""
         self._close(Charge(cost_nano=self.call.worst_case_nano, billed=self.model.id, kind="estimated"))
         return self.call.worst_case_nano
 

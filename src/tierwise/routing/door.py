@@ -54,6 +54,7 @@ def open_episode(
         payer=payer,
         latency=hints.latency or "interactive",
         criticality=hints.criticality or "user",
+        service=request.service,
         stream=request.stream,
         pinned=means.pinned,
         money=ledger.money(payer, hints, int(at)),

@@ -1,4 +1,4 @@
-"""A refusal as the caller gets it: status, code, a sentence to act on, and the facts. Words for `core.episode.REFUSALS`."""
+"""A refusal as the caller gets it: status, code, a sentence to act on, and the facts (`core.episode.REFUSALS`)."""
 
 from __future__ import annotations
 
@@ -68,8 +68,8 @@ def _money(code: str, facts: dict[str, Any], budget_status: int) -> RequestError
             f"this {scope} has used all its steps", code=code, status=402, metadata=metadata, should_retry=False
         )
     return Refused(
-        f"the {scope} budget{of} does not cover this request's worst case; lower max_tokens, shorten the prompt, or wait "
-        "for the budget to reset",
+        f"the {scope} budget{of} does not cover this request's worst case; lower max_tokens, shorten the prompt, "
+        "or wait for the budget to reset",
         code=code,
         status=budget_status,
         metadata=metadata,

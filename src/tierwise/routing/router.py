@@ -1,4 +1,4 @@
-"""Does what `decide` says, sees what happens, and asks again. The whole of a request's life, from its door to its record.
+"""Does what `decide` says, sees what happens, and asks again. A request's whole life, from its door to its record.
 
 Holds and settlements are made in `attempts`; replies that stream on are in `streams`. Nothing here knows a store, a
 provider or a wire format by name.
@@ -255,7 +255,7 @@ class Router:
                 self.health.answered(model.id, model.provider)
                 return streamed
             try:
-                reply = await self._read(incoming, trace, provider, sent, helper=not isinstance(call.about, Serve))
+                reply = await self._read(incoming, trace, provider, sent, call)
             finally:
                 incoming.close()
         except UpstreamError as error:
@@ -280,15 +280,18 @@ class Router:
             stream=live,
             max_tokens=call.max_tokens,
             default_max_tokens=model.max_output_tokens,
+            reasoning="reasoning" in model.abilities,
             logprobs=not call.final and by_confidence and "logprobs" in model.abilities,
             drafts=tuple(replies[event].text for event in call.about.drafts),
         )
         return wire.write(trace.request, provider, shape)
 
-    async def _read(self, incoming: Incoming, trace: Trace, provider: Provider, sent: Sent, *, helper: bool) -> Reply:
+    async def _read(self, incoming: Incoming, trace: Trace, provider: Provider, sent: Sent, call: Call) -> Reply:
         body = await incoming.read()
         try:
-            return wire.read_reply(wire.wire_of(provider, sent.path), body, None if helper else trace.request)
+            asked = trace.request if isinstance(call.about, Serve) else None
+            compared = asked is not None and not call.final
+            return wire.read_reply(wire.wire_of(provider, sent.path), body, asked, compared=compared)
         except Garbled as error:
             raise UpstreamError("garbled", str(error), status=200) from None
 

@@ -6,6 +6,8 @@ that comes first (the provider's, an error's, the caller's) is the one that coun
 
 from __future__ import annotations
 
+import time
+
 import msgspec
 
 from tierwise import wire
@@ -24,6 +26,10 @@ from tierwise.wire.contract import Bill, Garbled, Sent
 # so is one whose provider ignores the ceiling, and it is cut.
 _CHARACTERS_PER_TOKEN = 16
 _SLACK_CHARACTERS = 4_096
+# Openings, pings and comments are not the reply: they wait for its first word, so that a provider which breaks off right
+# after them (overloaded ones do) can still be replaced. Never longer than this, and never more than this.
+_HELD_BACK_S = 5.0
+_HELD_BACK_BYTES = 16_384
 
 
 class Streamed:
@@ -49,16 +55,19 @@ class Streamed:
         self._most_characters = total * _CHARACTERS_PER_TOKEN + _SLACK_CHARACTERS
 
     async def begin(self) -> None:
-        """Wait for the first byte that the caller would see. Raises UpstreamError when none comes: until then, another
-        model may answer."""
+        """Wait for the reply's first word. Raises UpstreamError when none comes: until then nothing went to the caller,
+        and another model may answer."""
         try:
-            while not self._pending:
+            while not self._has_begun():
                 chunk = await anext(self._chunks, None)
                 if chunk is None:
                     raise UpstreamError("cut", "the stream ended before it began", status=200)
-                self._pending = self._relay.feed(chunk)
-                if self._relay.meter.error and not self._relay.meter.output_characters:
-                    raise UpstreamError("overloaded", self._relay.meter.error)
+                self._pending += self._relay.feed(chunk)
+                meter = self._relay.meter
+                if meter.error and not meter.output_characters:
+                    raise UpstreamError("overloaded", meter.error)
+                if meter.done and not meter.output_characters and not meter.stop:
+                    raise UpstreamError("garbled", "the stream ended without saying anything", status=200)
         except Garbled as error:
             self._drop()
             raise UpstreamError("garbled", str(error), status=200) from None
@@ -68,6 +77,12 @@ class Streamed:
         self.trace.routed = self._attempt.model.id
         self.trace.lost = tuple(dict.fromkeys((*self.trace.lost, *self._sent.lost)))
         self.trace.first_token_ms = since_ms(self.trace.started)
+
+    def _has_begun(self) -> bool:
+        meter, held = self._relay.meter, len(self._pending)
+        if meter.output_characters or meter.stop or held > _HELD_BACK_BYTES:
+            return True
+        return held > 0 and time.monotonic() - self._began > _HELD_BACK_S
 
     def _drop(self) -> None:
         """Not begun: the attempt's owner settles, and the router goes on."""

@@ -1,4 +1,4 @@
-"""What one request came to: the record for the journal, and what the caller is told of it. Grows while the request runs."""
+"""What one request came to: the record for the journal, and what the caller is told. Grows while it runs."""
 
 from __future__ import annotations
 

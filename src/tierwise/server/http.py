@@ -1,4 +1,4 @@
-"""The little of ASGI that the server needs: a bounded body, a whole reply, and who has gone. No framework on this path."""
+"""The little of ASGI that the server needs: a bounded body, a whole reply, and who has gone. No framework here."""
 
 from __future__ import annotations
 

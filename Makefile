@@ -1,0 +1,61 @@
+# Everything there is to do here. Each target makes the environment it needs; the second time costs nothing.
+#
+#   make run     start the gateway                  TIERWISE_CONFIG, TIERWISE_HOST, TIERWISE_PORT, ARGS="--state DIR"
+#   make test    the whole test suite               ARGS="-k name -x"
+#   make check   format, lint, types, import rules  make format rewrites what it can
+#   make bench   speed against peers                ARGS="--quick", LITELLM_BIN=/path/to/litellm
+#   make lock    requirements/*.txt from pyproject  ARGS="--upgrade" or ARGS="--upgrade-package NAME"
+#   make clean   forget the environments and caches
+
+RUN := .venv
+DEV := .venv-dev
+SHELL := /bin/sh
+MAKEFLAGS += --no-print-directory
+
+# With it set, Python compiles every module again at every start.
+unexport PYTHONDONTWRITEBYTECODE
+unexport PYTHONPATH
+
+.PHONY: help run test check format bench lock node-sdk clean
+.DEFAULT_GOAL := help
+
+help:
+	@sed -n 's/^#   //p' Makefile
+
+run: $(RUN)/ready
+	@exec $(RUN)/bin/tierwise serve $(ARGS)
+
+test: $(DEV)/ready node-sdk
+	$(DEV)/bin/python -m pytest -q $(ARGS)
+
+check: $(DEV)/ready
+	$(DEV)/bin/ruff format --check .
+	$(DEV)/bin/ruff check .
+	$(DEV)/bin/mypy
+	$(DEV)/bin/lint-imports
+
+format: $(DEV)/ready
+	$(DEV)/bin/ruff format .
+	$(DEV)/bin/ruff check --fix .
+
+bench: $(DEV)/ready
+	$(DEV)/bin/python -m benchmarks $(ARGS)
+
+lock: $(DEV)/ready
+	scripts/lock.sh $(DEV)/bin/uv $(ARGS)
+
+# Soft: without Node the tests that need it say so and skip.
+node-sdk:
+	@scripts/node_sdk.sh
+
+clean:
+	rm -rf $(RUN) $(DEV) .venv*.lock .cache .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis build dist
+	find src tests benchmarks scripts -name __pycache__ -type d -prune -exec rm -rf {} +
+
+INPUTS := requirements/build.txt pyproject.toml scripts/make_env.py
+
+$(RUN)/ready: requirements/run.txt $(INPUTS)
+	@python=$$(scripts/find_python.sh) && "$$python" scripts/make_env.py $(RUN) $<
+
+$(DEV)/ready: requirements/dev.txt $(INPUTS)
+	@python=$$(scripts/find_python.sh) && "$$python" scripts/make_env.py $(DEV) $<

@@ -1,0 +1,286 @@
+"""OpenAI chat completions as a caller speaks them: the strict reading. Translation is in `openai_request`."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import msgspec
+
+from tierwise.core.errors import RequestError
+from tierwise.core.money import Service
+from tierwise.core.request import Prompt, Request, Structure, Turn
+from tierwise.wire import faults
+from tierwise.wire.hints import read_hints
+from tierwise.wire.strict import (
+    MAX_N,
+    MAX_TOKENS,
+    Json,
+    bad,
+    flag,
+    items,
+    kind,
+    load,
+    messages,
+    model_name,
+    no_hosts,
+    number,
+    one_of,
+    record,
+    text,
+    whole,
+)
+
+MAX_STOP = 4
+MAX_STOP_CHARACTERS = 1_000
+ROLES = {
+    "system": "system",
+    "developer": "system",
+    "user": "user",
+    "assistant": "assistant",
+    "tool": "tool",
+    "function": "tool",
+}
+FIELDS = frozenset(
+    (
+        "model", "messages", "max_tokens", "max_completion_tokens", "n", "temperature", "top_p", "stop", "stream",
+        "stream_options", "tools", "tool_choice", "parallel_tool_calls", "response_format", "metadata", "tierwise",
+        "user", "seed", "logprobs", "top_logprobs", "logit_bias", "presence_penalty", "frequency_penalty",
+        "reasoning_effort", "service_tier", "functions", "function_call", "store", "modalities", "audio", "prediction",
+        "prompt_cache_key", "safety_identifier", "verbosity", "web_search_options", "session_id",
+    )
+)  # fmt: skip
+# What a service tier is billed as; "auto" and "default" are the standard price.
+SERVICES: dict[str | None, Service] = {"flex": "flex", "priority": "priority", "fast": "priority"}
+_ENCODER = msgspec.json.Encoder(order="sorted")
+
+
+class Tally:
+    """What a reading counts on its way through the messages."""
+
+    __slots__ = ("audio", "documents", "embedded_bytes", "images", "tool_calls", "turns")
+
+    def __init__(self) -> None:
+        self.turns: list[Turn] = []
+        self.images = 0
+        self.audio = 0
+        self.documents = 0
+        self.embedded_bytes = 0
+        self.tool_calls = 0
+
+
+class OpenAIChat:
+    """The codec of `/v1/chat/completions`."""
+
+    name = "openai_chat"
+
+    def read(self, body: bytes, headers: dict[str, str]) -> Request:
+        """Raises BadRequest naming the field. Unknown fields pass. `headers`: lower-case names."""
+        tree = load(body)
+        no_hosts(tree, FIELDS)
+        model = model_name(tree)
+        tally = Tally()
+        for index, message in enumerate(messages(tree)):
+            _message(message, f"messages[{index}]", tally)
+        max_tokens = _ceiling(tree)
+        n = whole(tree, "n", 1, MAX_N) or 1
+        stream = flag(tree, "stream")
+        want_usage = False
+        if len(tree) > 2:
+            want_usage = _options(tree) and stream
+        tools, forced = _tools(tree)
+        structured, schema_hash = _response_format(tree)
+        prompt = Prompt(
+            turns=tuple(tally.turns),
+            size_bytes=len(body),
+            tools=tools,
+            tool_calls=tally.tool_calls,
+            forced_tool=forced,
+            images=tally.images,
+            audio=tally.audio,
+            documents=tally.documents,
+            embedded_bytes=tally.embedded_bytes,
+            structured=structured,
+            schema_hash=schema_hash,
+            max_tokens=max_tokens,
+            n=n,
+        )
+        return Request(
+            wire="openai_chat",
+            body=body,
+            model=model,
+            prompt=prompt,
+            hints=read_hints(tree, headers, tally.turns),
+            stream=stream,
+            want_usage=want_usage,
+            service=SERVICES.get(tree.get("service_tier"), "standard"),
+        )
+
+    def error(self, error: RequestError, decision: str = "") -> bytes:
+        return faults.openai_body(error, decision)
+
+    def error_event(self, error: RequestError, decision: str = "") -> bytes:
+        return b"data: " + faults.openai_body(error, decision) + b"\n\n"
+
+
+def hash_schema(schema: Any) -> str:
+    """The same for schemas that differ in the order of their keys only."""
+    return hashlib.sha256(_ENCODER.encode(schema)).hexdigest()[:16]
+
+
+def _message(message: Any, at: str, tally: Tally) -> None:
+    record(message, at)
+    role = message.get("role")
+    if type(role) is not str or (mapped := ROLES.get(role)) is None:
+        one_of(role, f"{at}.role", tuple(ROLES))
+        return
+    content = message.get("content")
+    if type(content) is str:
+        tally.turns.append(Turn(mapped, content))  # type: ignore[arg-type]
+    elif type(content) is list:
+        tally.turns.append(Turn(mapped, _parts(content, f"{at}.content", tally)))  # type: ignore[arg-type]
+    elif content is None and role == "assistant":
+        tally.turns.append(Turn("assistant", ""))
+    else:
+        raise bad(f"{at}.content", f"must be a string or an array of parts, not {kind(content)}")
+    if role == "assistant":
+        _calls(message, at, tally)
+    elif role == "tool":
+        text(message.get("tool_call_id"), f"{at}.tool_call_id")
+    elif role == "function":
+        text(message.get("name"), f"{at}.name")
+
+
+def _parts(parts: list[Any], at: str, tally: Tally) -> str:
+    texts: list[str] = []
+    for index, part in enumerate(parts):
+        where = f"{at}[{index}]"
+        record(part, where)
+        match part.get("type"):
+            case "text":
+                texts.append(text(part.get("text"), f"{where}.text"))
+            case "refusal":
+                texts.append(text(part.get("refusal"), f"{where}.refusal"))
+            case "image_url":
+                image = part.get("image_url")
+                link = image if type(image) is str else record(image, f"{where}.image_url").get("url")
+                url = text(link, f"{where}.image_url.url", empty=False)
+                tally.images += 1
+                tally.embedded_bytes += len(url) if url.startswith("data:") else 0
+            case "input_audio":
+                audio = record(part.get("input_audio"), f"{where}.input_audio")
+                tally.audio += 1
+                tally.embedded_bytes += len(text(audio.get("data"), f"{where}.input_audio.data", empty=False))
+            case "file":
+                file = record(part.get("file"), f"{where}.file")
+                tally.documents += 1
+                if (data := file.get("file_data")) is not None:
+                    tally.embedded_bytes += len(text(data, f"{where}.file.file_data"))
+            case str():
+                pass  # a part of some dialect that we do not know: its provider will judge it
+            case other:
+                raise bad(f"{where}.type", f"must be a string, not {kind(other)}")
+    return texts[0] if len(texts) == 1 else "\n".join(texts)
+
+
+def _calls(message: Json, at: str, tally: Tally) -> None:
+    if (calls := message.get("tool_calls")) is not None:
+        for index, call in enumerate(items(calls, f"{at}.tool_calls")):
+            where = f"{at}.tool_calls[{index}]"
+            record(call, where)
+            text(call.get("id"), f"{where}.id")
+            if (function := call.get("function")) is not None or call.get("type", "function") == "function":
+                record(function, f"{where}.function")
+                text(function.get("name"), f"{where}.function.name", empty=False)
+                text(function.get("arguments"), f"{where}.function.arguments")
+            tally.tool_calls += 1
+    if (call := message.get("function_call")) is not None:
+        record(call, f"{at}.function_call")
+        text(call.get("name"), f"{at}.function_call.name", empty=False)
+        text(call.get("arguments"), f"{at}.function_call.arguments")
+        tally.tool_calls += 1
+
+
+def _ceiling(tree: Json) -> int | None:
+    old = whole(tree, "max_tokens", 1, MAX_TOKENS)
+    new = whole(tree, "max_completion_tokens", 1, MAX_TOKENS)
+    if old is not None and new is not None and old != new:
+        raise bad("max_tokens", f"is {old} but max_completion_tokens is {new}: send one of the two")
+    return new if new is not None else old
+
+
+def _options(tree: Json) -> bool:
+    """Checks the sampling fields. Returns whether the caller wants the usage chunk."""
+    number(tree, "temperature", 0, 2)
+    number(tree, "top_p", 0, 1)
+    number(tree, "presence_penalty", -2, 2)
+    number(tree, "frequency_penalty", -2, 2)
+    whole(tree, "seed", -(2**63), 2**63 - 1)
+    whole(tree, "top_logprobs", 0, 20)
+    flag(tree, "logprobs")
+    flag(tree, "parallel_tool_calls")
+    if (stop := tree.get("stop")) is not None:
+        many = [stop] if type(stop) is str else items(stop, "stop")
+        if len(many) > MAX_STOP:
+            raise bad("stop", f"must hold at most {MAX_STOP} sequences, not {len(many)}")
+        for index, one in enumerate(many):
+            if len(text(one, f"stop[{index}]")) > MAX_STOP_CHARACTERS:
+                raise bad(f"stop[{index}]", f"must be at most {MAX_STOP_CHARACTERS} characters")
+    for key in ("user", "reasoning_effort", "service_tier"):
+        if (value := tree.get(key)) is not None:
+            text(value, key)
+    for key in ("metadata", "logit_bias"):
+        if (value := tree.get(key)) is not None:
+            record(value, key)
+    if (options := tree.get("stream_options")) is None:
+        return False
+    return flag(record(options, "stream_options"), "include_usage", "stream_options.include_usage")
+
+
+def _tools(tree: Json) -> tuple[tuple[str, ...], bool]:
+    """The names of the tools, and whether the reply must call one."""
+    names: list[str] = []
+    for index, tool in enumerate(items(tree.get("tools") or [], "tools")):
+        where = f"tools[{index}]"
+        record(tool, where)
+        match text(tool.get("type", "function"), f"{where}.type"):
+            case "function":
+                function = record(tool.get("function"), f"{where}.function")
+                names.append(text(function.get("name"), f"{where}.function.name", empty=False))
+                if (schema := function.get("parameters")) is not None:
+                    record(schema, f"{where}.function.parameters")
+            case "custom":
+                custom = record(tool.get("custom"), f"{where}.custom")
+                names.append(text(custom.get("name"), f"{where}.custom.name", empty=False))
+            case other:
+                names.append(other)
+    for index, function in enumerate(items(tree.get("functions") or [], "functions")):
+        record(function, f"functions[{index}]")
+        names.append(text(function.get("name"), f"functions[{index}].name", empty=False))
+    match tree.get("tool_choice", tree.get("function_call")):
+        case None | "auto" | "none":
+            return tuple(names), False
+        case "required" | "any":
+            return tuple(names), True
+        case {"type": "allowed_tools", "allowed_tools": {"mode": mode}}:
+            return tuple(names), mode == "required"
+        case dict():
+            return tuple(names), True
+        case other:
+            param = "tool_choice" if "tool_choice" in tree else "function_call"
+            one_of(other, param, ("auto", "none", "required"))
+            raise bad(param, "must be auto, none, required or an object")
+
+
+def _response_format(tree: Json) -> tuple[Structure, str]:
+    form = tree.get("response_format")
+    if form is None:
+        return "none", ""
+    match text(record(form, "response_format").get("type"), "response_format.type"):
+        case "json_object":
+            return "json", ""
+        case "json_schema":
+            at = "response_format.json_schema"
+            schema = record(form.get("json_schema"), at).get("schema")
+            return "schema", hash_schema(record(schema if schema is not None else {}, f"{at}.schema"))
+    return "none", ""

@@ -1,0 +1,299 @@
+"""Whole replies of both dialects: into the neutral form, and into what routing and accounting need of them.
+
+A provider is not believed: whatever arrives, the result is a `Reply` or `Garbled`, and never any other exception.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import msgspec
+
+from tierwise.core.episode import ReplyFacts
+from tierwise.core.money import Usage
+from tierwise.core.request import Request
+from tierwise.wire.contract import Garbled, Reply
+from tierwise.wire.facts import confidence, facts
+from tierwise.wire.neutral import Answer, Block, Choice, Other, Redacted, Stop, Text, Thinking, ToolUse
+from tierwise.wire.usage import from_anthropic, from_openai
+
+Json = dict[str, Any]
+
+OPENAI_STOPS: dict[str, Stop] = {
+    "stop": "end",
+    "eos": "end",
+    "end_turn": "end",
+    "length": "length",
+    "max_tokens": "length",
+    "model_length": "length",
+    "tool_calls": "tool_use",
+    "function_call": "tool_use",
+    "content_filter": "filtered",
+    "safety": "filtered",
+    "error": "error",
+    "abort": "error",
+}
+ANTHROPIC_STOPS: dict[str, Stop] = {
+    "end_turn": "end",
+    "pause_turn": "end",
+    "max_tokens": "length",
+    "model_context_window_exceeded": "length",
+    "stop_sequence": "stop_sequence",
+    "tool_use": "tool_use",
+    "refusal": "refusal",
+}
+
+
+def load_reply(body: bytes) -> tuple[Json, bytes]:
+    """A provider's object and its bytes, mended where they hold half a surrogate pair. Raises Garbled."""
+    try:
+        tree = msgspec.json.decode(body)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        tree, body = _lenient(body)
+    if type(tree) is not dict:
+        raise Garbled(f"the provider sent no JSON object but {_shown(body)}")
+    return tree, body
+
+
+def _lenient(body: bytes) -> tuple[Any, bytes]:
+    """What the strict decoder refuses for its numbers or halves of surrogate pairs. Raises Garbled."""
+    try:
+        tree = _mended(json.loads(body.decode("utf-8", "replace")))
+        return tree, msgspec.json.encode(tree)
+    except (ValueError, RecursionError, OverflowError, msgspec.MsgspecError):
+        raise Garbled(f"the provider sent no JSON but {_shown(body)}") from None
+
+
+def _mended(value: Any) -> Any:
+    match value:
+        case str():
+            return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        case dict():
+            return {_mended(key): _mended(inner) for key, inner in value.items()}
+        case list():
+            return [_mended(inner) for inner in value]
+        case int() if not -(2**63) <= value < 2**64:
+            return float(value)
+    return value
+
+
+def _shown(body: bytes) -> str:
+    return repr(body[:80].decode("utf-8", "replace")) if body.strip() else "an empty body"
+
+
+def read_openai(body: bytes, request: Request | None, compared: bool = True) -> Reply:
+    """A chat completion. Raises Garbled, with what usage could be read."""
+    tree, body = load_reply(body)
+    usage = from_openai(tree.get("usage")) or from_openai(_at(tree, "x_groq", "usage"))
+    answer = openai_answer(tree, usage)
+    return _reply("openai_chat", body, answer, request, confidence(_logprobs(tree)), compared)
+
+
+def read_anthropic(body: bytes, request: Request | None, compared: bool = True) -> Reply:
+    """A message. Raises Garbled, with what usage could be read."""
+    tree, body = load_reply(body)
+    usage = from_anthropic(tree.get("usage"))
+    return _reply("anthropic", body, anthropic_answer(tree, body, usage), request, None, compared)
+
+
+def read_embeddings(body: bytes) -> Reply:
+    """A list of embeddings. Raises Garbled."""
+    tree, body = load_reply(body)
+    usage = from_openai(tree.get("usage"))
+    data = tree.get("data")
+    if type(data) is not list or not data or not all(type(one) is dict and one.get("embedding") for one in data):
+        raise Garbled(_fault(tree) or "the reply holds no embeddings", usage)
+    return Reply(
+        wire="openai_embeddings",
+        body=body,
+        usage=usage,
+        served=_string(tree.get("model")),
+        facts=ReplyFacts(stop="end", checks=(("complete", True), ("nonempty", True))),
+        text="",
+        output_text="",
+    )
+
+
+def _reply(
+    wire: str, body: bytes, answer: Answer, request: Request | None, sure: float | None, compared: bool
+) -> Reply:
+    first = answer.choices[0]
+    return Reply(
+        wire=wire,
+        body=body,
+        usage=answer.usage,
+        served=answer.model,
+        facts=facts(first, request, sure, compared=compared),
+        text=_spelled(first.blocks),
+        output_text="".join(_all_text(block) for choice in answer.choices for block in choice.blocks),
+    )
+
+
+def _spelled(blocks: tuple[Block, ...]) -> str:
+    shown = "".join(block.text for block in blocks if isinstance(block, Text))
+    calls = [f"{block.name}({block.arguments})" for block in blocks if isinstance(block, ToolUse)]
+    return "\n".join(([shown] if shown else []) + calls)
+
+
+def _all_text(block: Block) -> str:
+    match block:
+        case Text(text=text) | Thinking(text=text):
+            return text
+        case ToolUse(name=name, arguments=arguments):
+            return name + arguments
+    return ""
+
+
+def _at(tree: Any, *path: str) -> Any:
+    for key in path:
+        tree = tree.get(key) if type(tree) is dict else None
+    return tree
+
+
+def _string(value: Any) -> str:
+    return value if type(value) is str else ""
+
+
+def _fault(tree: Json) -> str:
+    """The words of an error that came with status 200, bounded; "" when there is none."""
+    error = tree.get("error")
+    if error is None:
+        return ""
+    message = error.get("message") if type(error) is dict else error
+    return f"the provider reported an error: {str(message)[:300]}"
+
+
+# ------------------------------------------------------------------------------------------------ OpenAI
+
+
+def openai_answer(tree: Json, usage: Usage | None) -> Answer:
+    """Raises Garbled when there is no choice with a message."""
+    choices = tree.get("choices")
+    if tree.get("error") is not None and not choices:
+        raise Garbled(_fault(tree), usage)
+    if type(choices) is not list or not choices:
+        raise Garbled("the reply holds no choices", usage)
+    found = []
+    for choice in choices:
+        message = choice.get("message") if type(choice) is dict else None
+        if type(message) is not dict:
+            raise Garbled("a choice of the reply holds no message", usage)
+        found.append(_openai_choice(choice, message))
+    created = tree.get("created")
+    return Answer(
+        id=_string(tree.get("id")),
+        model=_string(tree.get("model")),
+        choices=tuple(found),
+        usage=usage,
+        created=int(created) if isinstance(created, (int, float)) and 0 <= created < 2**40 else 0,
+    )
+
+
+def _openai_choice(choice: Json, message: Json) -> Choice:
+    blocks: list[Block] = []
+    reasoning = message.get("reasoning_content") or message.get("reasoning")
+    if type(reasoning) is str:
+        blocks.append(Thinking(reasoning))
+    content = message.get("content")
+    if type(content) is str and content:
+        blocks.append(Text(content))
+    elif type(content) is list:
+        blocks.extend(block for part in content if (block := openai_part(part)) is not None)
+    refusal = _string(message.get("refusal"))
+    if refusal:
+        blocks.append(Text(refusal))
+    calls = message.get("tool_calls")
+    calls = list(calls) if type(calls) is list else []
+    if type(message.get("function_call")) is dict:
+        calls.append({"id": "", "function": message["function_call"]})
+    for index, call in enumerate(calls):
+        function = call.get("function") or call.get("custom") if type(call) is dict else None
+        if type(function) is dict:
+            blocks.append(
+                ToolUse(
+                    _string(call.get("id")) or f"call_{index}",
+                    _string(function.get("name")),
+                    _arguments(function.get("arguments", function.get("input"))),
+                )
+            )
+    stop = OPENAI_STOPS.get(_string(choice.get("finish_reason")).lower(), "unknown")
+    if stop in ("end", "unknown") and any(isinstance(block, ToolUse) for block in blocks):
+        stop = "tool_use"  # Gemini and Ollama say "stop" after a tool call
+    if refusal and stop == "end":
+        stop = "refusal"
+    return Choice(tuple(blocks), stop)
+
+
+def openai_part(part: Any) -> Block | None:
+    """A part of a reply's content where a dialect (Mistral) sends parts: text or thinking."""
+    match part:
+        case {"type": "text", "text": str(text)}:
+            return Text(text)
+        case {"type": "thinking", "thinking": list(inner)}:
+            return Thinking("".join(_string(_at(one, "text")) for one in inner))
+        case {"type": "thinking", "thinking": str(text)}:
+            return Thinking(text)
+    return None
+
+
+def _arguments(value: Any) -> str:
+    if type(value) is str:
+        return value
+    return msgspec.json.encode(value).decode() if value is not None else ""  # some local servers send an object
+
+
+def _logprobs(tree: Json) -> list[float]:
+    """Of the first choice's tokens."""
+    content = _at(tree["choices"][0], "logprobs", "content") if tree.get("choices") else None
+    if type(content) is not list:
+        return []
+    return [one["logprob"] for one in content if type(one) is dict and type(one.get("logprob")) in (float, int)]
+
+
+# ------------------------------------------------------------------------------------------------ Anthropic
+
+
+class _RawBlock(msgspec.Struct):
+    input: msgspec.Raw = msgspec.Raw(b"{}")
+
+
+class _RawMessage(msgspec.Struct):
+    content: list[_RawBlock]
+
+
+def anthropic_answer(tree: Json, body: bytes, usage: Usage | None) -> Answer:
+    """Raises Garbled when there is no content. Arguments of tool calls keep their bytes."""
+    if tree.get("type") == "error" or (tree.get("error") is not None and "content" not in tree):
+        raise Garbled(_fault(tree) or "the provider reported an error", usage)
+    content = tree.get("content")
+    if type(content) is not list:
+        raise Garbled("the reply holds no content", usage)
+    if not all(type(block) is dict for block in content):
+        raise Garbled("a block of the reply's content is no object", usage)
+    called = any(block.get("type") == "tool_use" for block in content)
+    raw = msgspec.json.decode(body, type=_RawMessage).content if called else []
+    blocks = tuple(
+        _anthropic_block(block, i, bytes(raw[i].input) if called else b"") for i, block in enumerate(content)
+    )
+    stop = ANTHROPIC_STOPS.get(_string(tree.get("stop_reason")), "unknown")
+    sequence = tree.get("stop_sequence")
+    return Answer(
+        id=_string(tree.get("id")),
+        model=_string(tree.get("model")),
+        choices=(Choice(blocks, stop, sequence if type(sequence) is str else None),),
+        usage=usage,
+    )
+
+
+def _anthropic_block(block: Json, index: int, arguments: bytes) -> Block:
+    match block:
+        case {"type": "text", "text": str(text)}:
+            return Text(text)
+        case {"type": "thinking", "thinking": str(text)}:
+            return Thinking(text, _string(block.get("signature")))
+        case {"type": "redacted_thinking", "data": str(data)}:
+            return Redacted(data)
+        case {"type": "tool_use", "name": str(name)}:
+            return ToolUse(_string(block.get("id")) or f"call_{index}", name, arguments.decode())
+    return Other(_string(block.get("type")), f"content[{index}]")

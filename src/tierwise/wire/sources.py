@@ -1,0 +1,379 @@
+"""Streams of both dialects as they come from a provider: one event in, the meter fed, pieces out.
+
+A source holds what a stream has said so far and decides whether it is whole. It writes nothing.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import msgspec
+
+from tierwise.wire.contract import Garbled, Meter
+from tierwise.wire.neutral import (
+    Began,
+    CallBegan,
+    CallSaid,
+    Piece,
+    Said,
+    Sealed,
+    Signed,
+    Stop,
+    Stopped,
+    Text,
+    Thinking,
+    Thought,
+    Waited,
+    safe_id,
+)
+from tierwise.wire.replies import ANTHROPIC_STOPS, OPENAI_STOPS, load_reply, openai_part
+from tierwise.wire.usage import from_anthropic, from_openai
+
+Json = dict[str, Any]
+MAX_KEPT_CHARACTERS = 1 << 20  # of generated text, for our own count; beyond it only characters are counted
+MAX_ERROR_CHARACTERS = 500
+
+
+class Function(msgspec.Struct, gc=False):
+    name: str | None = None
+    arguments: str | None = None
+
+
+class Call(msgspec.Struct, gc=False):
+    index: int | None = None
+    id: str | None = None
+    function: Function | None = None
+
+
+class Delta(msgspec.Struct, gc=False):
+    content: str | list[Any] | None = None
+    reasoning_content: str | None = None
+    reasoning: str | None = None
+    refusal: str | None = None
+    tool_calls: list[Call] | None = None
+
+
+class Choice(msgspec.Struct, gc=False):
+    index: int = 0
+    delta: Delta | None = None
+    finish_reason: str | None = None
+    logprobs: Json | None = None
+
+
+class Chunk(msgspec.Struct, gc=False):
+    """What we read of a chunk; everything else passes unread."""
+
+    id: str | None = None
+    model: str | None = None
+    created: float = 0
+    choices: list[Choice] | None = None
+    usage: Json | None = None
+    x_groq: Json | None = None
+    error: Any = None
+
+
+_CHUNK = msgspec.json.Decoder(Chunk)
+
+
+def _loose(kind: type[Any], tree: Any) -> Any:
+    """A tree whose types are not what they should be: each part that fits is kept, the others get their defaults."""
+    try:
+        return msgspec.convert(tree, kind)
+    except msgspec.ValidationError:
+        pass
+    if type(tree) is not dict:
+        return kind()
+    inner: dict[type[Any], tuple[str, type[Any]]] = {
+        Chunk: ("choices", Choice),
+        Choice: ("delta", Delta),
+        Delta: ("tool_calls", Call),
+        Call: ("function", Function),
+    }
+    kept: Json = {}
+    name, part = inner.get(kind, ("", Call))
+    for field in msgspec.structs.fields(kind):
+        if (value := tree.get(field.name)) is None:
+            continue
+        if field.name == name:
+            value = [_loose(part, one) for one in value] if type(value) is list else _loose(part, value)
+        try:
+            kept[field.name] = msgspec.convert(value, field.type, strict=False)
+        except (msgspec.ValidationError, OverflowError):
+            continue
+    return kind(**kept)
+
+
+def error_text(error: Any) -> str:
+    """The words of a provider's error, bounded."""
+    message = error.get("message") if type(error) is dict else error
+    if type(message) is not str:
+        message = json.dumps(error, default=str)
+    return message[:MAX_ERROR_CHARACTERS] or "the provider reported an error"
+
+
+def keep(meter: Meter, text: str) -> None:
+    """Count generated text, and keep it while there is room."""
+    if meter.output_characters < MAX_KEPT_CHARACTERS:
+        meter.pieces.append(text)
+    meter.output_characters += len(text)
+
+
+class OpenAISource:
+    """Chunks of a chat completion."""
+
+    def __init__(self, meter: Meter, n: int) -> None:
+        self.meter = meter
+        self.n = n
+        self.finished: set[int] = set()
+        self.data = b""  # of the last chunk, mended where it needed that
+        self.id = ""
+        self._began = False
+        self._calls: dict[tuple[int, int], list[tuple[str, int]]] = {}  # choice, index -> ids in order, our index
+        self._count: dict[int, int] = {}  # choice -> calls so far
+        self._nameless: dict[tuple[int, int], list[str]] = {}
+
+    @property
+    def complete(self) -> bool:
+        """Whether every reply that was asked for has come to its end."""
+        return len(self.finished) >= self.n
+
+    def read(self, data: bytes) -> Chunk:
+        """One chunk, metered. Raises Garbled for what is none."""
+        try:
+            chunk: Chunk = _CHUNK.decode(data)
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+            tree, data = load_reply(data)
+            chunk = _loose(Chunk, tree)
+        self.data = data
+        meter = self.meter
+        if chunk.error is not None:
+            meter.error = error_text(chunk.error)
+        if chunk.model:
+            meter.served = chunk.model
+        usage = chunk.usage
+        if usage is None and chunk.x_groq is not None:
+            usage = chunk.x_groq.get("usage")
+        if usage is not None and (read := from_openai(usage)) is not None:
+            meter.usage = read
+        for choice in chunk.choices or ():
+            if choice.delta is not None:
+                self._measure(choice.delta)
+            if choice.finish_reason:
+                self.finished.add(choice.index)
+                if choice.index == 0:
+                    meter.stop = OPENAI_STOPS.get(choice.finish_reason.lower(), "unknown")
+            if choice.logprobs is not None and choice.index == 0:
+                _measure_logprobs(meter, choice.logprobs)
+        return chunk
+
+    def _measure(self, delta: Delta) -> None:
+        meter = self.meter
+        if delta.content:
+            for text in _texts(delta.content):
+                keep(meter, text)
+        if delta.reasoning_content or delta.reasoning:
+            keep(meter, delta.reasoning_content or delta.reasoning or "")
+        if delta.refusal:
+            keep(meter, delta.refusal)
+        for call in delta.tool_calls or ():
+            if call.function is not None:
+                keep(meter, (call.function.name or "") + (call.function.arguments or ""))
+
+    def pieces(self, chunk: Chunk) -> list[Piece]:
+        """What the chunk says, in nobody's dialect."""
+        found: list[Piece] = []
+        if not self._began and (chunk.choices or chunk.id):
+            self._began = True
+            self.id = chunk.id or ""
+            found.append(Began(self.id, chunk.model or "", int(chunk.created) if 0 <= chunk.created < 2**40 else 0))
+        for choice in chunk.choices or ():
+            at = choice.index
+            if (delta := choice.delta) is not None:
+                if delta.reasoning_content or delta.reasoning:
+                    found.append(Thought(delta.reasoning_content or delta.reasoning or "", at))
+                if delta.content:
+                    found.extend(_content(delta.content, at))
+                if delta.refusal:
+                    found.append(Said(delta.refusal, at))
+                for call in delta.tool_calls or ():
+                    found.extend(self._call(call, at))
+            if choice.finish_reason:
+                found.append(Stopped(self._stop(choice.finish_reason, at), None, at))
+        return found
+
+    def _stop(self, reason: str, choice: int) -> Stop:
+        stop = OPENAI_STOPS.get(reason.lower(), "unknown")
+        # Gemini and Ollama say "stop" after a tool call.
+        return "tool_use" if stop in ("end", "unknown") and self._count.get(choice) else stop
+
+    def _call(self, call: Call, choice: int) -> list[Piece]:
+        """A call is known by its index, and by its id where a provider gives every call the index 0."""
+        key = (choice, call.index or 0)
+        name = call.function.name if call.function is not None else None
+        arguments = (call.function.arguments if call.function is not None else None) or ""
+        known = self._calls.setdefault(key, [])
+        found: list[Piece] = []
+        if not known or (name and call.id and known[-1][0] != call.id):
+            if not name:  # the name comes with a later piece
+                self._nameless.setdefault(key, []).append(arguments)
+                return []
+            number = self._count.get(choice, 0)
+            self._count[choice] = number + 1
+            known.append((call.id or "", number))
+            found.append(CallBegan(number, call.id or safe_id(f"{self.id}:{choice}:{number}"), name, choice))
+            arguments = "".join(self._nameless.pop(key, ())) + arguments
+        if arguments:
+            found.append(CallSaid(known[-1][1], arguments, choice))
+        return found
+
+
+def _texts(content: str | list[Any]) -> list[str]:
+    if type(content) is str:
+        return [content]
+    blocks = (openai_part(part) for part in content)
+    return [block.text for block in blocks if isinstance(block, (Text, Thinking))]
+
+
+def _content(content: str | list[Any], choice: int) -> list[Piece]:
+    if type(content) is str:
+        return [Said(content, choice)]
+    found: list[Piece] = []
+    for part in content:
+        match openai_part(part):
+            case Text(text=text):
+                found.append(Said(text, choice))
+            case Thinking(text=text):
+                found.append(Thought(text, choice))
+    return found
+
+
+def _measure_logprobs(meter: Meter, logprobs: Json) -> None:
+    content = logprobs.get("content")
+    for token in content if type(content) is list else ():
+        value = token.get("logprob") if type(token) is dict else None
+        if isinstance(value, (float, int)) and value == value:
+            meter.confidence_sum += min(value, 0.0)
+            meter.confidence_n += 1
+
+
+class Event(msgspec.Struct, gc=False):
+    """What we read of an event of a Messages stream."""
+
+    type: str = ""
+    index: int = 0
+    message: Json | None = None
+    content_block: Json | None = None
+    delta: Json | None = None
+    usage: Json | None = None
+    error: Any = None
+
+
+_EVENT = msgspec.json.Decoder(Event)
+
+
+class AnthropicSource:
+    """Events of a message. Usage comes in two halves, each cumulative: what is said later replaces what was said."""
+
+    def __init__(self, meter: Meter) -> None:
+        self.meter = meter
+        self.complete = False
+        self.data = b""  # of the last event, mended where it needed that
+        self.ended = False
+        self._usage: Json = {}
+        self._calls: dict[int, int] = {}  # block -> our index
+        self._inputs: dict[int, str] = {}  # arguments that came whole with the block, until a piece of them comes
+
+    def read(self, data: bytes) -> Event:
+        """One event, metered. Raises Garbled for what is none."""
+        try:
+            event: Event = _EVENT.decode(data)
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+            tree, data = load_reply(data)
+            event = _loose(Event, tree)
+        self.data = data
+        meter = self.meter
+        match event.type:
+            case "content_block_delta" if event.delta is not None:
+                for key in ("text", "thinking", "partial_json"):
+                    if type(text := event.delta.get(key)) is str:
+                        keep(meter, text)
+            case "content_block_start" if event.content_block is not None:
+                for key in ("text", "thinking", "name"):
+                    if type(text := event.content_block.get(key)) is str and text:
+                        keep(meter, text)
+            case "message_start" if event.message is not None:
+                if type(model := event.message.get("model")) is str:
+                    meter.served = model
+                self._add(event.message.get("usage"))
+            case "message_delta":
+                self._add(event.usage)
+                reason = event.delta.get("stop_reason") if event.delta is not None else None
+                if type(reason) is str:
+                    meter.stop = ANTHROPIC_STOPS.get(reason, "unknown")
+                    self.complete = True
+            case "message_stop":
+                self.complete = self.ended = True
+            case "error":
+                meter.error = error_text(event.error)
+            case "":
+                raise Garbled("an event of the provider's stream has no type", meter.usage)
+        return event
+
+    def _add(self, usage: Any) -> None:
+        if type(usage) is not dict:
+            return
+        self._usage.update((key, value) for key, value in usage.items() if value is not None)
+        if (read := from_anthropic(self._usage)) is not None:
+            self.meter.usage = read
+
+    def pieces(self, event: Event) -> list[Piece]:
+        """What the event says, in nobody's dialect."""
+        match event:
+            case Event(type="message_start", message=dict(message)):
+                return [Began(_string(message.get("id")), _string(message.get("model")))]
+            case Event(type="content_block_start", content_block=dict(block)):
+                return self._block(event.index, block)
+            case Event(type="content_block_delta", delta=dict(delta)):
+                return self._delta(event.index, delta)
+            case Event(type="content_block_stop") if event.index in self._inputs:
+                return [CallSaid(self._calls[event.index], self._inputs.pop(event.index))]
+            case Event(type="message_delta", delta=dict(delta)) if type(delta.get("stop_reason")) is str:
+                sequence = delta.get("stop_sequence")
+                stop = ANTHROPIC_STOPS.get(delta["stop_reason"], "unknown")
+                return [Stopped(stop, sequence if type(sequence) is str else None)]
+            case Event(type="ping"):
+                return [Waited()]
+        return []
+
+    def _block(self, index: int, block: Json) -> list[Piece]:
+        match block:
+            case {"type": "text", "text": str(text)} if text:
+                return [Said(text)]
+            case {"type": "thinking", "thinking": str(text)} if text:
+                return [Thought(text)]
+            case {"type": "redacted_thinking", "data": str(data)}:
+                return [Sealed(data)]
+            case {"type": "tool_use", "name": str(name)}:
+                number = len(self._calls)
+                self._calls[index] = number
+                self._inputs[index] = msgspec.json.encode(block.get("input") or {}).decode()
+                return [CallBegan(number, _string(block.get("id")) or safe_id(f"call:{number}"), name)]
+        return []
+
+    def _delta(self, index: int, delta: Json) -> list[Piece]:
+        match delta:
+            case {"type": "text_delta", "text": str(text)}:
+                return [Said(text)]
+            case {"type": "thinking_delta", "thinking": str(text)}:
+                return [Thought(text)]
+            case {"type": "signature_delta", "signature": str(signature)}:
+                return [Signed(signature)]
+            case {"type": "input_json_delta", "partial_json": str(text)} if index in self._calls and text:
+                self._inputs.pop(index, None)
+                return [CallSaid(self._calls[index], text)]
+        return []
+
+
+def _string(value: Any) -> str:
+    return value if type(value) is str else ""

@@ -1,0 +1,28 @@
+"""What every test may rely on: no key, proxy or setting of the machine it runs on, and no stopwatch on a property."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+# Timings are benchmarks, never assertions: a slow machine must not fail a law. TIERWISE_EXAMPLES=2000 looks harder.
+settings.register_profile(
+    "tierwise",
+    deadline=None,
+    max_examples=int(os.environ.get("TIERWISE_EXAMPLES", "100")),
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.load_profile("tierwise")
+
+FOREIGN_PREFIXES = ("TIERWISE_", "OLLAMA_", "VLLM_", "LM_STUDIO_", "LITELLM_")
+FOREIGN_SUFFIXES = ("_API_KEY", "_API_BASE", "_BASE_URL", "_PROXY", "_proxy", "_AUTH_TOKEN")
+
+
+@pytest.fixture(autouse=True)
+def own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A developer's provider keys and proxies must neither be spent nor change what a test sees."""
+    for name in list(os.environ):
+        if name.startswith(FOREIGN_PREFIXES) or name.endswith(FOREIGN_SUFFIXES):
+            monkeypatch.delenv(name)

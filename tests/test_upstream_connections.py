@@ -1,0 +1,314 @@
+"""How the upstream client connects, keeps connections and lets go of them (U4, S1, J2), over real sockets."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import shutil
+import ssl
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support import upstream as fake
+from tests.support.calls import call, failure, hurry, secret, whole
+from tests.support.upstream import FakeUpstream
+from tierwise.core.catalogue import Deadlines
+from tierwise.core.ports import UpstreamError
+from tierwise.providers.http import HttpUpstream
+
+
+@pytest.fixture
+async def client() -> AsyncIterator[HttpUpstream]:
+    client = HttpUpstream(secret)
+    yield client
+    await client.close()
+
+
+@pytest.fixture
+async def upstream() -> AsyncIterator[FakeUpstream]:
+    async with FakeUpstream() as upstream:
+        yield upstream
+
+
+# ------------------------------------------------------------------------------------------------ connecting (U4)
+
+
+async def test_a_closed_port_was_not_dispatched(client: HttpUpstream) -> None:
+    error = await failure(client, call(fake.closed_port()))
+    assert (error.kind, error.dispatched) == ("connect", False)
+    assert "127.0.0.1" in error.message
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a full listen queue drops connection attempts on Linux only")
+@pytest.mark.parametrize("deadlines", [hurry(connect_ms=150), hurry(first_token_ms=150), hurry(total_ms=150)])
+async def test_a_black_hole_ends_at_the_connect_deadline(client: HttpUpstream, deadlines: Deadlines) -> None:
+    with fake.unreachable() as base_url:
+        error = await failure(client, call(base_url, deadlines=deadlines))
+    assert (error.kind, error.dispatched) == ("timeout", False)
+
+
+async def test_a_name_that_does_not_resolve_is_a_connect_failure(client: HttpUpstream) -> None:
+    error = await failure(client, call("http://no-such-host.invalid/v1"))
+    assert (error.kind, error.dispatched) == ("connect", False)
+    assert "no-such-host.invalid" in error.message
+
+
+async def test_plain_text_where_tls_was_meant_is_a_connect_failure(client: HttpUpstream) -> None:
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+        writer.close()
+
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    error = await failure(client, call(f"https://127.0.0.1:{port}/v1"))
+    assert (error.kind, error.dispatched) == ("connect", False)
+    assert "TLS" in error.message
+    server.close()
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl makes the certificate of this test")
+async def test_tls_is_verified_and_ssl_cert_file_is_honoured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = {"out": str(tmp_path / "cert.pem"), "keyout": str(tmp_path / "key.pem")}
+    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"]
+    command += ["-addext", "subjectAltName=IP:127.0.0.1", "-out", names["out"], "-keyout", names["keyout"]]
+    subprocess.run(command, check=True, capture_output=True)  # noqa: ASYNC221
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(names["out"], names["keyout"])
+    async with FakeUpstream(tls=context) as upstream:
+        stranger = HttpUpstream(secret)
+        error = await failure(stranger, call(upstream.base_url))
+        assert (error.kind, error.dispatched, upstream.requests) == ("connect", False, [])
+        assert "certificate" in error.message
+        await stranger.close()
+        monkeypatch.setenv("SSL_CERT_FILE", names["out"])
+        friend = HttpUpstream(secret)
+        assert await whole(friend, call(upstream.base_url))
+        assert await whole(friend, call(upstream.base_url, stream=True))
+        assert upstream.requests[0].connection == upstream.requests[1].connection
+        upstream.script(fake.hang_before_headers)
+        pending = asyncio.create_task(friend.send(call(upstream.base_url)))
+        seen = await upstream.seen(3)
+        pending.cancel()
+        await seen.gone.wait()
+        await friend.close()
+
+
+METADATA = ["169.254.169.254", "169.254.0.1", "[fe80::1]", "[fd00:ec2::254]", "[::ffff:169.254.169.254]",
+            "[::ffff:a9fe:a9fe]", "[64:ff9b::a9fe:a9fe]", "[2002:a9fe:a9fe::]", "[::169.254.169.254]",
+            "2852039166", "0xa9fea9fe", "0251.0376.0251.0376", "169.254.43518", "100.100.100.200"]  # fmt: skip
+
+
+@pytest.mark.parametrize("host", METADATA)
+async def test_metadata_addresses_are_never_connected_to(client: HttpUpstream, host: str) -> None:
+    error = await failure(client, call(f"http://{host}/v1", deadlines=hurry(connect_ms=2_000)))
+    assert (error.kind, error.dispatched) == ("connect", False)
+    assert "metadata" in error.message or "canonical" in error.message or "base_url" in error.message
+
+
+async def test_a_name_that_resolves_to_a_metadata_address_is_refused(
+    client: HttpUpstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The resolver is the operator's network's, so it is the one thing here that has to be played."""
+    loop = asyncio.get_running_loop()
+
+    async def resolve(host: str, port: int, **_: Any) -> list[Any]:
+        return [(2, 1, 6, "", ("169.254.169.254", port))]
+
+    monkeypatch.setattr(loop, "getaddrinfo", resolve)
+    error = await failure(client, call("http://models.internal.example/v1"))
+    assert (error.kind, error.dispatched) == ("connect", False)
+    assert "169.254.169.254" in error.message
+
+
+# ------------------------------------------------------------------------------------------------ connections
+
+
+async def test_a_finished_reply_gives_its_connection_back(client: HttpUpstream, upstream: FakeUpstream) -> None:
+    upstream.script(
+        fake.openai_reply(), fake.openai_stream(), fake.error(429), fake.openai_reply(), fake.html_page(),
+        fake.openai_reply(),
+    )  # fmt: skip
+    for stream in (False, True, False, False):
+        with contextlib.suppress(UpstreamError):  # the 429: its body was read to the end as well
+            await whole(client, call(upstream.base_url, stream=stream))
+    await failure(client, call(upstream.base_url))
+    await whole(client, call(upstream.base_url))
+    assert upstream.connections == 1
+
+
+async def test_calls_at_once_have_a_connection_each_and_the_pool_keeps_them(
+    client: HttpUpstream, upstream: FakeUpstream
+) -> None:
+    for _ in range(3):
+        await asyncio.gather(*(whole(client, call(upstream.base_url)) for _ in range(8)))
+    assert upstream.connections <= 8
+    assert len(upstream.requests) == 24
+
+
+async def test_closing_early_closes_the_connection(client: HttpUpstream, upstream: FakeUpstream) -> None:
+    upstream.script(fake.endless_stream())
+    incoming = await client.send(call(upstream.base_url, stream=True))
+    chunks = incoming.chunks()
+    await anext(chunks)
+    incoming.close()
+    incoming.close()
+    await upstream.requests[0].gone.wait()
+    with pytest.raises(UpstreamError, match="closed by us"):
+        await anext(chunks)
+    await whole(client, call(upstream.base_url))
+    assert upstream.connections == 2
+
+
+async def test_a_reply_whose_last_byte_was_read_may_be_closed_without_losing_its_connection(
+    client: HttpUpstream, upstream: FakeUpstream
+) -> None:
+    upstream.script(fake.sse([b"data: [DONE]\n\n"]))
+    incoming = await client.send(call(upstream.base_url, stream=True))
+    async for _ in incoming.chunks():
+        pass
+    incoming.close()
+    await whole(client, call(upstream.base_url))
+    assert upstream.connections == 1
+
+
+@pytest.mark.parametrize("step", [fake.hang_before_headers, fake.hang_after_headers(), fake.hang_mid_stream()])
+async def test_cancelling_a_call_closes_its_connection_at_once(
+    client: HttpUpstream, upstream: FakeUpstream, step: Any
+) -> None:
+    upstream.script(step)
+    task = asyncio.create_task(whole(client, call(upstream.base_url, stream=True)))
+    seen = await upstream.seen()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    await seen.gone.wait()
+
+
+async def test_closing_wakes_a_reader_in_another_task(client: HttpUpstream, upstream: FakeUpstream) -> None:
+    upstream.script(fake.hang_mid_stream())
+    incoming = await client.send(call(upstream.base_url, stream=True))
+    chunks = incoming.chunks()
+    await anext(chunks)
+
+    async def wait() -> bytes:
+        return await anext(chunks)
+
+    reader = asyncio.create_task(wait())
+    await asyncio.sleep(0)
+    incoming.close()
+    with pytest.raises(UpstreamError, match="closed by us"):
+        await reader
+
+
+async def test_a_large_request_to_a_provider_that_does_not_read_is_let_go_of(client: HttpUpstream) -> None:
+    """Closing properly would first flush all of it, for as long as the provider takes to read."""
+    lost, received = asyncio.Event(), 0
+
+    class Deaf(asyncio.Protocol):
+        def connection_made(self, transport: asyncio.BaseTransport) -> None:
+            assert isinstance(transport, asyncio.Transport)
+            transport.pause_reading()
+            asyncio.get_running_loop().call_later(0.3, transport.resume_reading)
+
+        def data_received(self, data: bytes) -> None:
+            nonlocal received
+            received += len(data)
+
+        def connection_lost(self, error: Exception | None) -> None:
+            lost.set()
+
+    server = await asyncio.get_running_loop().create_server(Deaf, "127.0.0.1", 0)
+    base_url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
+    outgoing = call(base_url, body=b"x" * 30_000_000, deadlines=hurry(first_token_ms=100))
+    assert (await failure(client, outgoing)).kind == "timeout"
+    async with asyncio.timeout(8):
+        await lost.wait()
+    assert received < len(outgoing.body)
+    server.close()
+
+
+async def test_an_answer_before_the_request_was_read_does_not_poison_the_connection(client: HttpUpstream) -> None:
+    """The rest of that request must neither go out later nor be taken for the next one."""
+    connections, gone = 0, asyncio.Queue[bool]()
+
+    async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal connections
+        connections += 1
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 413 Too Large\r\nContent-Type: text/plain\r\nContent-Length: 3\r\n\r\nbig")
+        with contextlib.suppress(ConnectionError):
+            while await reader.read(65_536):
+                pass
+        writer.close()
+        gone.put_nowait(True)
+
+    server = await asyncio.start_server(refuse, "127.0.0.1", 0)
+    base_url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
+    for expected in (1, 2):
+        error = await failure(client, call(base_url, body=b"x" * 30_000_000))
+        assert (error.kind, connections) == ("rejected", expected)
+        await gone.get()
+    server.close()
+
+
+@pytest.mark.parametrize("goodbye", [b"", b"HTTP/1.1 408 Request Timeout\r\nContent-Length: 0\r\n\r\n"])
+async def test_a_connection_that_spoke_or_ended_while_idle_is_not_used_again(
+    client: HttpUpstream, upstream: FakeUpstream, goodbye: bytes
+) -> None:
+    """A stray reply in the pool would be taken for the answer to the next caller's request."""
+
+    async def step(x: fake.Exchange) -> None:
+        await fake.json_reply({"n": 1})(x)
+        if goodbye:
+            await x.raw(goodbye)
+        else:
+            x.close()
+
+    upstream.script(step, fake.json_reply({"n": 2}))
+    assert await whole(client, call(upstream.base_url)) == b'{"n":1}'
+    assert await whole(client, call(upstream.base_url)) == b'{"n":2}'
+    assert upstream.connections == 2
+
+
+async def test_a_reused_connection_that_dies_unanswered_counts_as_dispatched_and_is_not_sent_again(
+    client: HttpUpstream, upstream: FakeUpstream
+) -> None:
+    """Whether the provider has taken the request cannot be known, so it may have been billed."""
+    upstream.script(fake.openai_reply(), fake.hang_up)
+    await whole(client, call(upstream.base_url))
+    error = await failure(client, call(upstream.base_url))
+    assert (error.kind, error.dispatched) == ("cut", True)
+    assert len(upstream.requests) == 2
+    assert upstream.connections == 1
+
+
+async def test_closing_the_client_ends_calls_under_way_and_refuses_new_ones(upstream: FakeUpstream) -> None:
+    client = HttpUpstream(secret)
+    upstream.script(fake.hang_mid_stream())
+    incoming = await client.send(call(upstream.base_url, stream=True))
+    chunks = incoming.chunks()
+    await anext(chunks)
+    await client.close()
+    with pytest.raises(UpstreamError) as caught:
+        await anext(chunks)
+    assert caught.value.kind == "cut"
+    error = await failure(client, call(upstream.base_url))
+    assert (error.kind, error.dispatched) == ("connect", False)
+    await upstream.requests[0].gone.wait()
+
+
+def test_a_client_outlives_the_loop_it_was_first_used_in() -> None:
+    with FakeUpstream.in_thread() as upstream:
+        client = HttpUpstream(secret)
+
+        async def once() -> bytes:
+            upstream.script(fake.until_close(b"{}"))
+            return await whole(client, call(upstream.base_url))
+
+        assert asyncio.run(once()) == b"{}"
+        assert asyncio.run(once()) == b"{}"

@@ -1,0 +1,113 @@
+"""Streams: what is told of usage, and how often."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from tests.support.streams import (
+    CALLERS,
+    USAGE,
+    begin,
+    bill,
+    chat,
+    chunk,
+    hear,
+    hear_openai,
+    message,
+    text_chunk,
+)
+from tierwise import wire
+from tierwise.core.money import Usage
+
+
+@pytest.mark.parametrize(
+    ("counts", "completion"), [((5, 7, 9), 9), ((9, 7), 7), ((4, 4), 4)], ids=["cumulative", "decreasing", "twice"]
+)
+def test_the_last_usage_wins_and_is_told_once(counts: tuple[int, ...], completion: int) -> None:
+    relay = begin("openai_chat", "openai")
+    out = relay.feed(text_chunk("Hi", "stop"))
+    for count in counts:
+        out += relay.feed(chunk(choices=[], usage={"prompt_tokens": 10, "completion_tokens": count}))
+    out += relay.feed(b"data: [DONE]\n\n") + relay.finish()
+    heard = hear_openai(out)
+    assert heard.usages == 1 and heard.usage is not None and heard.usage["completion_tokens"] == completion
+    assert relay.meter.usage == Usage(input_tokens=10, output_tokens=completion)
+
+
+def test_usage_halves_of_a_message_are_merged_never_summed() -> None:
+    relay = begin("anthropic", "anthropic")
+    start = {
+        "type": "message_start",
+        "message": {"id": "m", "model": "c", "usage": {"input_tokens": 9, "output_tokens": 1}},
+    }
+    for event in (
+        start,
+        {"type": "message_delta", "delta": {"stop_reason": None}, "usage": {"output_tokens": 5}},
+        {
+            "type": "message_delta",
+            "delta": {"stop_reason": "end_turn"},
+            "usage": {"input_tokens": 11, "output_tokens": 8},
+        },
+        {"type": "message_stop"},
+    ):
+        relay.feed(f"event: {event['type']}\ndata: {json.dumps(event)}\n\n".encode())
+    assert relay.meter.usage == Usage(input_tokens=11, output_tokens=8)
+
+
+@pytest.mark.parametrize("caller", CALLERS)
+def test_a_stream_without_usage_ends_with_our_own_count(caller: str) -> None:
+    asked: list[Usage | None] = []
+
+    def ours(usage: Usage | None, served: str) -> wire.Bill:
+        asked.append(usage)
+        return wire.Bill(cost_usd=0.5, decision="d", model="m", usage=Usage(input_tokens=3, output_tokens=4))
+
+    request = chat() if caller == "openai_chat" else message()
+    relay = wire.relay(request, "openai", ours, strip_logprobs=False)
+    heard = hear(caller, relay.feed(text_chunk("x" * 40, "stop") + b"data: [DONE]\n\n") + relay.finish())
+    assert asked == [None]
+    assert relay.meter.usage is None
+    key = "completion_tokens" if caller == "openai_chat" else "output_tokens"
+    assert heard.usage[key] == 4
+    assert heard.usage["tierwise"]["estimated"] is True
+
+
+def test_a_client_that_did_not_ask_gets_no_usage_chunk_and_the_meter_has_it() -> None:
+    relay = begin("openai_chat", "openai", stream_options=None)
+    out = relay.feed(text_chunk("Hi", "stop") + chunk(choices=[], usage=USAGE) + b"data: [DONE]\n\n")
+    assert hear_openai(out).usage is None
+    assert relay.meter.usage == Usage(input_tokens=10, output_tokens=5)
+
+
+@pytest.mark.parametrize("bad", ["12", None, -1, 10**30, 1.5, [], {}, True, "x"])
+def test_absurd_usage_is_never_negative_and_never_believed(bad: Any) -> None:
+    relay = begin("openai_chat", "openai")
+    usage = {"prompt_tokens": bad, "completion_tokens": 5, "completion_tokens_details": {"reasoning_tokens": bad}}
+    out = relay.feed(text_chunk("Hi", "stop") + chunk(choices=[], usage=usage) + b"data: [DONE]\n\n") + relay.finish()
+    assert hear_openai(out).ended
+    assert relay.meter.usage == (Usage(input_tokens=12, reasoning_tokens=5) if bad == "12" else None)
+
+
+def test_logprobs_that_we_asked_for_are_measured_and_taken_out() -> None:
+    relay = wire.relay(chat(), "openai", bill, strip_logprobs=True)
+    choice = {"index": 0, "delta": {"content": "Hi"}, "finish_reason": None}
+    logprobs = {"content": [{"token": "Hi", "logprob": -0.5, "top_logprobs": []}]}
+    out = relay.feed(chunk(choices=[{**choice, "logprobs": logprobs}]))
+    assert b"-0.5" not in out and json.loads(out[6:])["choices"][0] == {**choice, "logprobs": None}
+    assert (relay.meter.confidence_sum, relay.meter.confidence_n) == (-0.5, 1)
+
+
+def test_half_a_surrogate_pair_in_a_stream_is_no_exception() -> None:
+    odd = text_chunk("a", "stop", usage=USAGE).replace(b'"a"', b'"\\ud83d"')
+    delta = b'{"stop_reason":"end_turn","x":"\\ud83d"}'
+    data = b'{"type":"message_delta","delta":' + delta + b',"usage":{"output_tokens":1}}'
+    event = b"event: message_delta\ndata: " + data + b"\n\n"
+    for strip in (True, False):
+        relay = wire.relay(chat(), "openai", bill, strip_logprobs=strip)
+        assert hear_openai(relay.feed(odd) + relay.finish()).ended
+    for caller in CALLERS:
+        relay = begin(caller, "anthropic")
+        assert hear(caller, relay.feed(event) + relay.finish()).ended
