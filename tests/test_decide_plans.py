@@ -25,7 +25,7 @@ from tierwise.core.policy import (
 )
 
 EASY = {"task": "extraction", "complexity": 0.15}
-EVERYDAY = {"task": "other", "complexity": 0.4}
+EVERYDAY = {"task": "other", "complexity": 0.3}
 
 
 # ------------------------------------------------------------------------------------------------ rules, ask, explore

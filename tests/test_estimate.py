@@ -94,7 +94,7 @@ ROUTES: tuple[tuple[str, str], ...] = (
     ("fast", "Write a friendly email to my landlord asking to fix the heating."),
     ("fast", "Write a Python function that reverses a string."),
     ("fast", "Escribe una función en Python que sume una lista de números."),
-    ("fast", "What does this regex match: ^[a-z]+\\d{2,4}$ ?"),
+    ("fast frontier", "What does this regex match: ^[a-z]+\\d{2,4}$ ?"),
     (
         "fast frontier",
         "A train leaves at 9:40 and arrives at 12:05, travelling 203 km. What is its average speed in km/h?",

@@ -44,13 +44,13 @@ def test_the_owners_word_wins_over_everything_known() -> None:
     )  # fmt: skip
 
 
-def test_a_known_name_brings_its_price_context_and_abilities_and_an_unknown_one_is_unpriced_and_modest() -> None:
+def test_a_known_name_brings_its_price_context_and_abilities_and_an_unknown_one_is_unpriced() -> None:
     mini = build_model(PROVIDERS["openai"], "gpt-5-mini")
     assert mini.price == prices.price_of("openai", "gpt-5-mini")
     assert (mini.tier, mini.context_tokens) == ("fast", 400_000)
     assert {"tools", "images", "schema", "stream"} <= set(mini.abilities)
     small = build_model(ACME, "small")
-    assert (small.price, small.abilities, small.id) == (None, ("stream",), "acme/small")
+    assert (small.price, small.abilities, small.id) == (None, ("tools", "json", "schema", "stream"), "acme/small")
     assert build_model(PROVIDERS["ollama"], "llama3.2:3b").price is None  # only the owner can call it free
     assert build_model(PROVIDERS["ollama"], "llama3.2:3b").tier == "local"
     assert build_model(ACME, "x", context_tokens=500).max_output_tokens == 500
@@ -150,7 +150,7 @@ def test_priors_order_a_family_as_its_maker_does(weaker_first: list[str]) -> Non
     assert all(below < above for below, above in pairwise(skills)), list(zip(weaker_first, skills, strict=True))
 
 
-def test_a_dearer_unknown_model_is_believed_stronger_and_never_to_do_more_than_write() -> None:
+def test_a_dearer_unknown_model_is_believed_stronger_and_not_to_see() -> None:
     def described(usd: float) -> known.Known:
         price: Price = prices.owner_price(input_usd_per_mtok=1, output_usd_per_mtok=usd)
         return known.describe("acme", "mystery", price)
@@ -158,7 +158,7 @@ def test_a_dearer_unknown_model_is_believed_stronger_and_never_to_do_more_than_w
     found = [described(usd) for usd in (0.1, 1, 10, 100)]
     assert [one.skill for one in found] == [0.4, 0.55, 0.7, 0.85]
     assert [one.tier for one in found] == ["fast", "fast", "frontier", "frontier"]
-    assert {one.abilities for one in found} == {("stream",)}
+    assert {one.abilities for one in found} == {("tools", "json", "schema", "stream")}
     assert known.describe("acme", "mystery").skill == 0.4
 
 

@@ -169,21 +169,21 @@ class Amounts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
                 return self.second_batch_nano
 
 
-# Reasoned, not measured: an inadequate answer to a user costs about a retry by hand. At two cents a miss, ten points of
-# quality are worth two tenths of a cent, which is the price difference of a few hundred frontier output tokens.
-# economy and quality stand a factor of eight to each side. A waiting user's second is priced so that two seconds weigh
-# as much as one point of quality.
+# Reasoned, not measured: an inadequate answer costs its reader about a minute, and a minute of somebody's work is worth
+# more than the five cents taken here. Then ten points of quality are worth half a cent, the price of some three hundred
+# frontier tokens. economy and quality stand a factor of eight to each side. An answer that a program reads and checks
+# costs less when it is bad, and nobody waits for a batch.
 BALANCED = Amounts(
-    miss_user_nano=20_000_000,
-    miss_internal_nano=8_000_000,
+    miss_user_nano=50_000_000,
+    miss_internal_nano=20_000_000,
     second_interactive_nano=100_000,
     second_background_nano=5_000,
     second_batch_nano=0,
 )
 PRESETS: dict[str, Amounts] = {
     "economy": Amounts(
-        miss_user_nano=2_500_000,
-        miss_internal_nano=1_000_000,
+        miss_user_nano=6_250_000,
+        miss_internal_nano=2_500_000,
         second_interactive_nano=20_000,
         second_background_nano=1_000,
         second_batch_nano=0,
@@ -191,8 +191,8 @@ PRESETS: dict[str, Amounts] = {
     ),
     "balanced": BALANCED,
     "quality": Amounts(
-        miss_user_nano=160_000_000,
-        miss_internal_nano=64_000_000,
+        miss_user_nano=400_000_000,
+        miss_internal_nano=160_000_000,
         second_interactive_nano=100_000,
         second_background_nano=5_000,
         second_batch_nano=0,

@@ -40,8 +40,9 @@ def open_episode(
     means = meaning(snapshot, request.model, hints.policy, kind)
     at = now()
     features = _features(request, snapshot)
-    if hints.task is not None:
-        features = msgspec.structs.replace(features, task=hints.task)
+    task = "embedding" if kind == "embedding" else hints.task
+    if task is not None:
+        features = msgspec.structs.replace(features, task=task)
     return Episode(
         id=new_id(at),
         snapshot=snapshot.hash,

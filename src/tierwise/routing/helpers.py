@@ -74,6 +74,8 @@ class Answers:
 
 
 def cache_key(episode: Episode, about: Ask) -> tuple[str, ...]:
+    """The payer, the question, and the intent: the last message as normalised, behind the same template. Its length and
+    turns belong to it, since "summarise it" means another thing in every conversation."""
     payer = episode.payer
     features = episode.features
     return (
@@ -85,6 +87,7 @@ def cache_key(episode: Episode, about: Ask) -> tuple[str, ...]:
         about.question,
         features.template_hash,
         features.intent_hash,
+        f"{features.characters} {features.turns}",
         *about.answers,
     )
 

@@ -26,6 +26,10 @@ from tierwise.wire.contract import Bill, Garbled, Sent
 # so is one whose provider ignores the ceiling, and it is cut.
 _CHARACTERS_PER_TOKEN = 16
 _SLACK_CHARACTERS = 4_096
+# Our tokenizer is not the provider's: only a count this far above the ceiling says that the ceiling is ignored.
+_LOOSE = 1.5
+_SLACK_TOKENS = 64
+_CHARACTERS_BEFORE_COUNTING = 2  # for each token of the ceiling; a shorter reply is below it in nearly any language
 # Openings, pings and comments are not the reply: they wait for its first word, so that a provider which breaks off right
 # after them (overloaded ones do) can still be replaced. Never longer than this, and never more than this.
 _HELD_BACK_S = 5.0
@@ -53,6 +57,9 @@ class Streamed:
         ceiling = attempt.call.max_tokens or trace.episode.features.max_tokens or attempt.model.max_output_tokens
         total = (ceiling + trace.episode.features.reasoning_tokens) * trace.episode.features.n
         self._most_characters = total * _CHARACTERS_PER_TOKEN + _SLACK_CHARACTERS
+        self._most_tokens = int(total * _LOOSE) + _SLACK_TOKENS
+        self._tokens = self._pieces = 0  # counted so far, and in how many pieces
+        self._count_at = total * _CHARACTERS_BEFORE_COUNTING
 
     async def begin(self) -> None:
         """Wait for the reply's first word. Raises UpstreamError when none comes: until then nothing went to the caller,
@@ -108,7 +115,7 @@ class Streamed:
             chunk = await anext(self._chunks, None)
             if chunk is not None:
                 out = self._relay.feed(chunk)
-                if self._relay.meter.output_characters > self._most_characters:
+                if self._relay.meter.output_characters > self._count_at and await self._too_much():
                     return self._break(
                         "the provider went past the ceiling of tokens; the reply was cut", "over_ceiling"
                     )
@@ -123,6 +130,15 @@ class Streamed:
         complete = meter.done and not meter.error
         self._end("answered" if complete else "broken", "" if complete else "cut")
         return out
+
+    async def _too_much(self) -> bool:
+        """Whether the ceiling is ignored. Only what is new is counted, and not again before there could be too much."""
+        meter = self._relay.meter
+        new, self._pieces = meter.pieces[self._pieces :], len(meter.pieces)
+        self._tokens += await count("".join(new))
+        room = max(self._most_tokens - self._tokens, _SLACK_TOKENS)
+        self._count_at = meter.output_characters + room * _CHARACTERS_BEFORE_COUNTING
+        return self._tokens > self._most_tokens or meter.output_characters > self._most_characters
 
     def _break(self, message: str, code: str) -> bytes:
         """After the first byte there is no other model: the caller is told, and what came is charged."""
