@@ -22,6 +22,7 @@ TURN_READ = (600, 200)
 TURNS_READ = 12  # of the turns before the last message
 KEYWORD_READ = (24_000, 8_000)  # of each text that keywords are looked for in
 HASHED = (24_000, 8_000)
+SYSTEMS_KEPT = 256
 
 # Tokens that no text accounts for. Role markers and turn ends: OpenAI's counting recipe gives 3 a message and 3 a
 # reply. Tool names and schemas: measured on JSON, about a quarter of a token a byte.
@@ -43,6 +44,9 @@ DOCUMENT_BOUND = 300_000
 TOOLS_BOUND, PROMPT_BOUND = 800, 16
 
 
+_NO_DIGITS = dict.fromkeys(map(ord, "0123456789"))
+
+
 class _Text(msgspec.Struct, frozen=True):
     """What was read of the turns. `last`: the last user message, or the last of all when there is none."""
 
@@ -59,10 +63,10 @@ class _Text(msgspec.Struct, frozen=True):
 def extract(prompt: Prompt, keywords: tuple[str, ...] = ()) -> Features:
     """Everything that `decide` may know of the prompt. Never raises, whatever the text; depends on nothing else."""
     text = _read(prompt.turns)
-    folded, system = text.last.casefold(), text.system.casefold()
-    own, system_words = words(folded), words(system)
-    seen = tasks.read(prompt, text.last, own, text.counts, system_words, words(text.before.casefold()))
-    template = templates.find({*own, *system_words}, system, folded)
+    folded, system = text.last.casefold(), _system(text.system)
+    own = words(folded)
+    seen = tasks.read(prompt, text.last, own, text.counts, system.orders, words(text.before.casefold()))
+    template = templates.find({*own, *system.words}, system.folded, folded)
     system_text = _whole(prompt.turns, "system")
     return Features(
         input_tokens=_tokens(prompt, text),
@@ -95,6 +99,22 @@ def extract(prompt: Prompt, keywords: tuple[str, ...] = ()) -> Features:
     )
 
 
+class _System(msgspec.Struct, frozen=True):
+    """What a system prompt says. Nearly every request of a workload brings the same one, so it is read once."""
+
+    folded: str
+    words: frozenset[str]
+    orders: tuple[int, ...]
+    tokens: float
+
+
+@functools.lru_cache(maxsize=SYSTEMS_KEPT)
+def _system(read: str) -> _System:
+    folded = read.casefold()
+    found = words(folded)
+    return _System(folded, frozenset(found), tasks.orders(found), count(read).tokens)
+
+
 def _read(turns: tuple[Turn, ...]) -> _Text:
     if len(turns) == 1:  # the most frequent prompt of all
         text = turns[0].text
@@ -113,8 +133,9 @@ def _read(turns: tuple[Turn, ...]) -> _Text:
     tokens, covered = last_tokens, len(whole)
     for index in (*range(min(2, len(turns))), *range(max(2, len(turns) - TURNS_READ), len(turns))):
         if index != at:
-            part = ends(turns[index].text, *(SYSTEM_READ if turns[index].role == "system" else TURN_READ))
-            tokens += _scaled(count(part).tokens, part, turns[index].text)
+            ordered = turns[index].role == "system"
+            part = ends(turns[index].text, *(SYSTEM_READ if ordered else TURN_READ))
+            tokens += _scaled(_system(part).tokens if ordered else count(part).tokens, part, turns[index].text)
             covered += len(turns[index].text)
     if covered and covered < characters:
         tokens *= characters / covered
@@ -168,9 +189,7 @@ def _template_hash(prompt: Prompt, system: str, template: str) -> str:
     if not (system or prompt.tools or prompt.schema_hash or template):
         return ""
     # Without digits, so that a date or a counter in the system prompt does not make a new workload every day.
-    for figure in "0123456789":
-        system = system.replace(figure, "")
-    return digest(system, *sorted(prompt.tools), prompt.schema_hash, prompt.structured, template)
+    return digest(system.translate(_NO_DIGITS), *sorted(prompt.tools), prompt.schema_hash, prompt.structured, template)
 
 
 def _intent_hash(folded: str, unread: int) -> str:

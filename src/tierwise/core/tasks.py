@@ -46,10 +46,10 @@ class Reading(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def read(
-    prompt: Prompt, text: str, words: list[str], counts: Counts, system_words: list[str], before: list[str]
+    prompt: Prompt, text: str, words: list[str], counts: Counts, ordered: tuple[int, ...], before: list[str]
 ) -> Reading:
-    """`text`: the last message as far as it is read, `words` its words; `before`: those of the user's message before
-    it."""
+    """`text`: the last message as far as it is read, `words` its words; `ordered`: what `orders` says of the system
+    prompt; `before`: the words of the user's message before the last."""
     sums, unknown = _sum(words)
     known = lexicon.lexicon()
     if wide(counts):
@@ -68,7 +68,7 @@ def read(
             for own, other in zip(scores, _scores(prompt, text, counts, earlier, code, math), strict=True)
         ]
         sums[_DEPTH] += earlier[_DEPTH] // 2
-    for index, weight in enumerate(_sum(system_words[:SYSTEM_WORDS])[0][:_TASKS]):
+    for index, weight in enumerate(ordered):
         if index != _GREETING:
             scores[index] += weight // 3
     task = _task(prompt, scores, sums, words, unknown)
@@ -81,6 +81,11 @@ def read(
         math=round(math, 4),
         languages=_languages(sums, words),
     )
+
+
+def orders(system_words: list[str]) -> tuple[int, ...]:
+    """The weights of the tasks that a system prompt names."""
+    return tuple(_sum(system_words[:SYSTEM_WORDS])[0][:_TASKS])
 
 
 def _sum(words: list[str]) -> tuple[list[int], int]:
@@ -100,11 +105,19 @@ def _sum(words: list[str]) -> tuple[list[int], int]:
                 cue = lexicon.guess(word, typos)
                 unknown -= cue is not None
         if cue is not None:
-            _add(sums, cue, place, word in counted)
+            # A noun said ten times is still one hint of a task; a limit said three times is three limits.
+            again = word in counted
+            for slot, weight in cue:
+                if slot >= _TASKS:
+                    sums[slot] += weight
+                elif not again:
+                    sums[slot] += weight + weight if place < ORDER_WORDS and weight >= ORDER else weight
             counted.add(word)
         if previous in firsts and (pair := get(f"{previous} {word}")) is not None:
             unknown -= (cue is None) + (previous not in known.words)
-            _add(sums, pair, place, False)
+            for slot, weight in pair:
+                double = slot < _TASKS and place < ORDER_WORDS and weight >= ORDER
+                sums[slot] += weight + weight if double else weight
         previous = word
     if middle > HEAD_WORDS:
         body = [0] * len(lexicon.SLOTS)
@@ -116,15 +129,6 @@ def _sum(words: list[str]) -> tuple[list[int], int]:
         for slot in range(_LANGUAGES, len(sums)):
             sums[slot] += body[slot]
     return sums, unknown
-
-
-def _add(sums: list[int], cue: lexicon.Cue, place: int, again: bool) -> None:
-    """A noun said ten times is still one hint of a task; a limit said three times is three limits."""
-    for slot, weight in cue:
-        if slot >= _TASKS:
-            sums[slot] += weight
-        elif not again:
-            sums[slot] += weight + weight if place < ORDER_WORDS and weight >= ORDER else weight
 
 
 def _add_parts(text: str, parts: tuple[tuple[str, lexicon.Cue], ...], sums: list[int]) -> None:

@@ -13,6 +13,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from operator import add
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -267,29 +268,34 @@ class SqliteJournal:
         if not batch:
             return
         faults: list[str] = []
+        summed: dict[tuple[int, str, str], tuple[int, ...]] = {}
         try:
             with self._connection:
                 for item in batch:
                     try:
-                        with self._connection:  # a savepoint: a row and its share of the sums, or neither
-                            self._add(item)
+                        self._add(item, summed)
                     except (apsw.ConstraintError, apsw.MismatchError, TypeError, ValueError, OverflowError) as error:
                         # One row that no file can hold; the others are sound.
                         faults.append(f"{type(item).__name__} cannot be written: {error}")
+                for place, amounts in summed.items():
+                    self._connection.execute(sql.ADD_ROLLUP, (*place, *amounts))
         except Exception as error:  # a full or failing disk, or a fault of ours: never the request's business
             self._lost(len(batch), f"{self.path}: {error}")
             return
         for fault in faults:
             self._lost(1, fault)
 
-    def _add(self, item: Record | Feedback | _Snapshot) -> None:
+    def _add(self, item: Record | Feedback | _Snapshot, summed: dict[tuple[int, str, str], tuple[int, ...]]) -> None:
+        """One statement a row; its share of the hour's sums is gathered for the end of the batch."""
         execute = self._connection.execute
         match item:
             case Record(episode=episode):
                 execute(sql.ADD_EPISODE, (episode.id, *columns(item), self._encode(item)))
                 if self._connection.changes() and counts(item):
                     place = (episode.at_s // HOUR_S, item.outcome.routed, episode.payer.team)
-                    execute(sql.ADD_ROLLUP, (*place, *sums(item)))
+                    had = summed.get(place)
+                    own = sums(item)
+                    summed[place] = own if had is None else tuple(map(add, had, own))
             case Feedback():
                 about = (item.decision_id, item.at_s, item.score, item.source)
                 execute(sql.ADD_FEEDBACK, (*about, self._encode(item)))
