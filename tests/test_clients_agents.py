@@ -93,7 +93,11 @@ def test_langchain_embeddings(served: Served) -> None:
     """Its own tokenizer is switched off: it would send tokens, for a model that only OpenAI has."""
     with openai.DefaultHttpxClient() as sync:
         made = OpenAIEmbeddings(
-            model="auto", base_url=f"{served.url}/v1", api_key="none", check_embedding_ctx_length=False, http_client=sync
+            model="auto",
+            base_url=f"{served.url}/v1",
+            api_key="none",
+            check_embedding_ctx_length=False,
+            http_client=sync,
         )
         cat, kitten = made.embed_documents(["a cat", "a kitten"])
     assert len(cat) == len(kitten) > 0

@@ -1,4 +1,4 @@
-"""The OpenAI SDK for Node against a real server. `make node-sdk` installs it; without it these tests say so and skip."""
+"""The OpenAI SDK for Node against a real server. `make node-sdk` installs it; else these tests skip by name."""
 
 from __future__ import annotations
 

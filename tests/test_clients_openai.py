@@ -117,9 +117,7 @@ async def test_usage_that_was_not_asked_for_is_not_sent(client: Any, room: Bench
 
 @BEHIND
 async def test_the_stream_helper_accumulates_the_whole_completion(client: Any, room: Bench, behind: str) -> None:
-    asked = client.chat.completions.stream(
-        model=MODELS[behind], messages=USER, stream_options={"include_usage": True}
-    )
+    asked = client.chat.completions.stream(model=MODELS[behind], messages=USER, stream_options={"include_usage": True})
     if isinstance(client, openai.AsyncOpenAI):
         async with asked as stream:
             kinds = {event.type async for event in stream}
@@ -145,8 +143,7 @@ async def test_tools_run_to_the_answer(client: Any, room: Bench, behind: str, st
     ids = [call["id"] for call in message["tool_calls"]]
     assert len(set(ids)) == 2
     results = [
-        {"role": "tool", "tool_call_id": id, "content": f"{city}: sunny"}
-        for id, city in zip(ids, cities, strict=True)
+        {"role": "tool", "tool_call_id": id, "content": f"{city}: sunny"} for id, city in zip(ids, cities, strict=True)
     ]
     fake(room, behind, "Both are sunny.", stream=stream)
     final = await _message(client, stream, **asked, messages=[*ASK_WEATHER, message, *results])
@@ -182,9 +179,7 @@ async def _message(client: Any, stream: bool, **asked: Any) -> dict[str, Any]:
 async def test_structured_output_is_parsed(client: Any, room: Bench, behind: str) -> None:
     fake(room, behind, '{"city":"Paris","country":"France"}')
     messages = [{"role": "user", "content": "Paris is in France. Which city is it, and where?"}]
-    reply = await done(
-        client.chat.completions.parse(model=MODELS[behind], messages=messages, response_format=Place)
-    )
+    reply = await done(client.chat.completions.parse(model=MODELS[behind], messages=messages, response_format=Place))
     assert isinstance(reply.choices[0].message.parsed, Place)
     if behind != "simulated":
         assert reply.choices[0].message.parsed == Place(city="Paris", country="France")
@@ -309,7 +304,9 @@ async def test_a_malformed_request_names_its_field(client: Any, spoil: dict[str,
 
 async def test_a_spent_budget_is_a_402_with_its_figures(client: Any) -> None:
     with pytest.raises(openai.APIStatusError) as caught:
-        await done(client.with_options(api_key=BOB).chat.completions.create(model="frontier", messages=USER, max_tokens=50))
+        await done(
+            client.with_options(api_key=BOB).chat.completions.create(model="frontier", messages=USER, max_tokens=50)
+        )
     assert caught.value.status_code == 402
     assert caught.value.code == "budget_exceeded"
     assert caught.value.response.headers["x-should-retry"] == "false"
@@ -317,7 +314,9 @@ async def test_a_spent_budget_is_a_402_with_its_figures(client: Any) -> None:
     assert caught.value.body["metadata"]["limit_usd"] == 0.000001
 
 
-@pytest.mark.xfail(strict=True, reason="`decide` refuses by what is left without asking the ledger, so nobody knows whose limit it is")
+@pytest.mark.xfail(
+    strict=True, reason="`decide` refuses by what is left without asking the ledger, so nobody knows whose limit it is"
+)
 async def test_a_spent_budget_is_told_with_its_figures_without_a_ceiling_too(client: Any) -> None:
     with pytest.raises(openai.APIStatusError) as caught:
         await done(client.with_options(api_key=BOB).chat.completions.create(model="frontier", messages=USER))
@@ -409,5 +408,3 @@ async def test_leaving_a_stream_lets_the_provider_go(client: Any, room: Bench) -
     last = room.served.last()
     assert last.outcome.status == "abandoned"
     assert last.outcome.cost_nano
-
-

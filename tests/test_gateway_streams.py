@@ -35,8 +35,10 @@ from tests.support.upstream import (
     truncated_chunked,
 )
 from tierwise.routing.tokens import count_now
+from tierwise.server import app as app_room
 
 VAST = {CHEAP: {"tier": "fast", "price": price(1, 4), "context_tokens": 10**8, "max_output_tokens": 10**8}}
+LARGE = openai_events("cheap", "x" * 32_768, pieces=1)[1]
 WIRES = ("openai", "anthropic")
 
 
@@ -69,9 +71,7 @@ async def test_a_caller_who_leaves_at_any_byte_stops_the_provider_and_pays_for_w
         for number in range(times):
             dialect = DIALECTS[number % 2]
             at = dice.randrange(500, 60_000)
-            read = await _leave_after(
-                gateway, dialect, at, abruptly=number % 3 == 0, stream=True, max_tokens=1_000_000
-            )
+            read = await _leave_after(gateway, dialect, at, abruptly=number % 3 == 0, stream=True, max_tokens=1_000_000)
             seen = await one.seen(number + 1)
             await seen.gone.wait()
             await gateway.settled()
@@ -91,19 +91,21 @@ async def test_a_caller_who_leaves_before_the_first_byte_stops_the_provider(
 ) -> None:
     """S2: at the worst case, since nobody knows what was used, unless such calls are not billed."""
     step: Step = hang_after_headers() if stage == "after headers" else hang_before_headers
-    async with FakeUpstream(step) as one:
-        async with Gateway(tmp_path, world(one, provider={"bills_abandoned": bills})) as gateway:
-            for number, dialect in enumerate(DIALECTS * 3):
-                stream = None if stage == "plain" else True
-                leaving = asyncio.create_task(gateway.ask(dialect, stream=stream))
-                seen = await one.seen(number + 1)
-                assert gateway.ledger.open_holds() == 1
-                leaving.cancel()
-                await seen.gone.wait()
-                record = await gateway.last()
-                (hold, _), (_, charge) = gateway.ledger.holds[-1], gateway.ledger.charges[-1]
-                assert (charge.cost_nano, charge.kind) == ((hold.amount_nano, "estimated") if bills else (0, "released"))
-                assert (record.outcome.status, len(gateway.ledger.charges)) == ("abandoned", number + 1)
+    async with (
+        FakeUpstream(step) as one,
+        Gateway(tmp_path, world(one, provider={"bills_abandoned": bills})) as gateway,
+    ):
+        for number, dialect in enumerate(DIALECTS * 3):
+            stream = None if stage == "plain" else True
+            leaving = asyncio.create_task(gateway.ask(dialect, stream=stream))
+            seen = await one.seen(number + 1)
+            assert gateway.ledger.open_holds() == 1
+            leaving.cancel()
+            await seen.gone.wait()
+            record = await gateway.last()
+            (hold, _), (_, charge) = gateway.ledger.holds[-1], gateway.ledger.charges[-1]
+            assert (charge.cost_nano, charge.kind) == ((hold.amount_nano, "estimated") if bills else (0, "released"))
+            assert (record.outcome.status, len(gateway.ledger.charges)) == ("abandoned", number + 1)
 
 
 async def test_a_caller_who_leaves_between_two_attempts_starts_no_other(tmp_path: Path) -> None:
@@ -111,8 +113,7 @@ async def test_a_caller_who_leaves_between_two_attempts_starts_no_other(tmp_path
     async with FakeUpstream(rate_limited("2")) as one, Gateway(tmp_path, world(one)) as gateway:
         leaving = asyncio.create_task(gateway.ask(OPENAI))
         await one.seen(1)
-        while not gateway.ledger.charges:  # the first attempt is settled, so the wait has begun
-            await asyncio.sleep(0)
+        await gateway.ledger.charged.wait()  # the first attempt is settled, so the wait has begun
         leaving.cancel()
         record = await gateway.last()
         assert (record.outcome.status, record.outcome.cost_nano) == ("abandoned", 0)
@@ -219,16 +220,19 @@ async def test_a_stream_cut_at_any_byte_is_never_taken_for_a_whole_one(tmp_path:
 @pytest.mark.parametrize("dialect", DIALECTS, ids=lambda each: each.name)
 async def test_an_error_inside_a_stream_is_passed_on_as_one(tmp_path: Path, dialect: Dialect) -> None:
     """S7: and charged for what came before it; the next model is not asked."""
-    async with FakeUpstream(error_inside_stream(message="GPU on fire")) as one, FakeUpstream() as two:
-        async with Gateway(tmp_path, world(one, two)) as gateway:
-            heard = await gateway.ask(dialect, stream=True)
-            assert heard.status == 200 and not heard.whole
-            assert "GPU on fire" in json.dumps(heard.events[-1][1])
-            assert heard.text and TEXT.startswith(heard.text)
-            record = await gateway.last()
-            assert (record.outcome.status, len(two.requests)) == ("broken", 0)
-            ((_, charge),) = gateway.ledger.charges
-            assert charge.kind == "estimated" and charge.usage.output_tokens == count_now(heard.text)
+    async with (
+        FakeUpstream(error_inside_stream(message="GPU on fire")) as one,
+        FakeUpstream() as two,
+        Gateway(tmp_path, world(one, two)) as gateway,
+    ):
+        heard = await gateway.ask(dialect, stream=True)
+        assert heard.status == 200 and not heard.whole
+        assert "GPU on fire" in json.dumps(heard.events[-1][1])
+        assert heard.text and TEXT.startswith(heard.text)
+        record = await gateway.last()
+        assert (record.outcome.status, len(two.requests)) == ("broken", 0)
+        ((_, charge),) = gateway.ledger.charges
+        assert charge.kind == "estimated" and charge.usage.output_tokens == count_now(heard.text)
 
 
 # ------------------------------------------------------------------------------------------------ S8-S10, S13: limits
@@ -237,12 +241,11 @@ async def test_an_error_inside_a_stream_is_passed_on_as_one(tmp_path: Path, dial
 async def test_a_slow_reader_holds_its_provider_back_and_nobody_else(tmp_path: Path) -> None:
     """S8: what waits for it is bounded, and its leaving ends the call."""
     sent = asyncio.Event()
-    event = openai_events("cheap", "x" * 32_768, pieces=1)[1]
 
     async def flood(x: Exchange) -> None:
         await x.start_stream()
         while True:
-            await x.chunk(event)
+            await x.chunk(LARGE)
             sent.set()
 
     async with FakeUpstream() as one, Gateway(tmp_path, world(one, models=VAST)) as gateway:
@@ -260,6 +263,27 @@ async def test_a_slow_reader_holds_its_provider_back_and_nobody_else(tmp_path: P
             assert (await gateway.ask()).text == TEXT
             response.close()
         await one.requests[0].gone.wait()
+
+
+async def test_a_reader_who_never_reads_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """S8: the deadline ends the call, and what was sent is charged."""
+    monkeypatch.setattr(app_room, "STREAM_DEADLINE_S", 0.3)
+
+    async def flood(x: Exchange) -> None:
+        await x.start_stream()
+        while True:
+            await x.chunk(LARGE)
+
+    async with (
+        FakeUpstream(flood) as one,
+        Gateway(tmp_path, world(one, models=VAST)) as gateway,
+        gateway.streaming(OPENAI, max_tokens=10_000_000) as response,
+    ):
+        response.connection.transport.pause_reading()
+        await one.requests[0].gone.wait()
+        record = await gateway.last()
+        assert record.outcome.status == "abandoned" and (record.outcome.cost_nano or 0) > 0
+        response.close()
 
 
 @pytest.mark.parametrize("dialect", DIALECTS, ids=lambda each: each.name)
@@ -321,7 +345,7 @@ class _Begun:
 
 EVIL = (
     "\n\ndata: [DONE]\n\n",
-    "\n\nevent: message_stop\ndata: {\"type\":\"message_stop\"}\n\n",
+    '\n\nevent: message_stop\ndata: {"type":"message_stop"}\n\n',
     '"}]}\n\ndata: {"error":"no"}\n\n',
     "\r\n\r\ndata: x\r\n\r\n",
     "\u2028\u2029\x00\x1b[31m\ufeff",
@@ -355,7 +379,7 @@ ARGUMENTS = (
 
 @pytest.mark.parametrize("wire", WIRES)
 async def test_the_arguments_of_tool_calls_arrive_byte_for_byte(tmp_path: Path, wire: str) -> None:
-    """S12: in streams of any combination, and plain where the dialect has text; as an equal value where it has objects."""
+    """S12: in streams of any combination, and plain where the dialect has text; equal in value where it has objects."""
     plain, stream = (openai_reply, openai_stream) if wire == "openai" else (anthropic_reply, anthropic_stream)
     tools = {
         "openai_chat": [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}],
@@ -375,7 +399,9 @@ async def test_the_arguments_of_tool_calls_arrive_byte_for_byte(tmp_path: Path, 
                 if wire == "openai":
                     assert got == [(call.id, call.arguments) for call in calls]
                 else:
-                    assert [(id, json.loads(text)) for id, text in got] == [(c.id, json.loads(c.arguments)) for c in calls]
+                    assert [(id, json.loads(text)) for id, text in got] == [
+                        (c.id, json.loads(c.arguments)) for c in calls
+                    ]
             else:
                 blocks = [(each["id"], each["input"]) for each in heard.json["content"] if each["type"] == "tool_use"]
                 assert blocks == [(call.id, json.loads(call.arguments)) for call in calls]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tierwise.core.errors import BadRequest as BadRequest
+    from tierwise.core.errors import Closed as Closed
     from tierwise.core.errors import ConfigError as ConfigError
     from tierwise.core.errors import Refused as Refused
     from tierwise.core.errors import RequestError as RequestError
@@ -31,6 +32,7 @@ _HOMES = {
     "RequestError": "tierwise.core.errors",
     "BadRequest": "tierwise.core.errors",
     "Refused": "tierwise.core.errors",
+    "Closed": "tierwise.core.errors",
 }
 __all__ = [*_HOMES, "__version__"]  # names, all of them
 

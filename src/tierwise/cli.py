@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from tierwise.config import Setup
     from tierwise.core.episode import Decision, Episode
     from tierwise.core.explain import Explanation
+    from tierwise.core.ports import Record
 
 NO = 1
 WRONG = 2
@@ -127,13 +128,8 @@ def why(
         return
     if explanation is not None:
         _show(explanation)
-    outcome = record.outcome
-    _print(
-        f"\nEnded: {outcome.status}{f' ({outcome.code})' if outcome.code else ''} after {outcome.latency_ms} ms, "
-        f"{outcome.attempts} attempt(s)\nRequested {record.episode.requested!r}, routed {outcome.routed!r}, served "
-        f"{outcome.served!r}, billed {outcome.billed!r}\nCost {_usd(outcome.cost_nano)} USD, baseline "
-        f"{_usd(outcome.baseline_nano)} USD"
-    )
+    for line in _ending(record):
+        _say(line)
 
 
 @app.command()
@@ -151,7 +147,8 @@ def models(config: ConfigOption = None, json: JsonOption = False) -> None:
 
     table = Table(box=None, header_style="bold")
     for name in ("model", "tier", "input $/M", "output $/M", "context", "abilities"):
-        table.add_column(name, justify="right" if "$" in name or name == "context" else "left")
+        figures = "$" in name or name == "context"
+        table.add_column(name, justify="right" if figures else "left", no_wrap=name != "abilities", overflow="fold")
     for row in rows:
         table.add_row(
             row["id"],
@@ -162,7 +159,8 @@ def models(config: ConfigOption = None, json: JsonOption = False) -> None:
             " ".join(row["abilities"]),
         )
     _rich(table)
-    _print(f"\nNames: {', '.join(names)}")
+    _print("")
+    _say(f"Names: {', '.join(names)}")
 
 
 @config_app.command("check")
@@ -271,6 +269,18 @@ async def _past(open_journal: Callable[[Path], Any], folder: Path, decision_id: 
         await journal.close()
 
 
+def _ending(record: Record) -> Iterator[str]:
+    """How a request of the past ended, line by line."""
+    outcome = record.outcome
+    code = f" ({outcome.code})" if outcome.code else ""
+    attempts = f"{outcome.attempts} attempt{'' if outcome.attempts == 1 else 's'}"
+    yield ""
+    yield f"Ended: {outcome.status}{code} after {outcome.latency_ms} ms, {attempts}"
+    names = (("routed to", outcome.routed), ("served by", outcome.served), ("billed as", outcome.billed))
+    yield f"Asked for {record.episode.requested}" + "".join(f", {what} {name}" for what, name in names if name)
+    yield f"Cost {_usd(outcome.cost_nano)} USD, baseline {_usd(outcome.baseline_nano)} USD"
+
+
 def _model_row(setup: Setup, id: str) -> dict[str, Any]:
     import time
 
@@ -293,29 +303,47 @@ def _model_row(setup: Setup, id: str) -> dict[str, Any]:
 
 
 def _show(found: Explanation) -> None:
+    """For a person: what and why, the candidates in figures, then in words, and what would have changed it."""
     from rich.table import Table
 
-    _print(f"{found.sentence}\n")
+    _say(found.sentence)
+    _print("")
     for reason in found.reasons:
-        _print(f"  {reason}")
+        _say(reason, "  ")
     table = Table(box=None, header_style="bold")
-    for name in ("", "model", "quality", "cost $", "seconds", "price $", "why"):
-        table.add_column(name, justify="right" if "$" in name or name in ("quality", "seconds") else "left")
+    for name in ("", "model", "quality", "cost $", "seconds", "price $"):
+        figures = "$" in name or name in ("quality", "seconds")
+        table.add_column(name, justify="right" if figures else "left", no_wrap=name != "abilities", overflow="fold")
+    why: dict[str, list[str]] = {}
     for each in found.candidates:
         quality = each["quality"]
         table.add_row(
             {"chosen": "→", "dropped": "✗"}.get(each["verdict"], " "),
             each["model"],
             f"{quality['expected']:.2f} ({quality['low']:.2f}–{quality['high']:.2f})" if quality else "",
-            each["expected_cost_usd"] or "unpriced",
+            _rounded(each["expected_cost_usd"]) or "unpriced",
             f"{(each['expected_latency_ms'] or 0) / 1_000:.1f}",
-            each["price_usd"] or "",
-            each["why"],
+            _rounded(each["price_usd"]),
         )
+        # In how many nano-dollars somebody is dearer, the figures say better.
+        words = each["why"] if each["code"] != "higher_price" else each["why"].partition(" (")[0]
+        why.setdefault(words, []).append(each["model"])
     _print("")
     _rich(table)
+    _print("")
+    for words, names in why.items():
+        _say(f"{', '.join(names)}: {words}", "  ")
+    if found.flips:
+        _print("\nWhat alone would have changed it:")
     for flip in found.flips[:3]:
-        _print(f"\nWith {flip.what} {flip.would_be} instead of {flip.was}: {flip.model or 'refused'}")
+        _say(f"{flip.what} {flip.would_be} instead of {flip.was}: {flip.model or 'refused'}", "  ")
+
+
+def _rounded(usd: str | None) -> str:
+    """Dollars to three significant digits, without an exponent."""
+    from decimal import Context, Decimal
+
+    return f"{Context(prec=3).create_decimal(Decimal(usd)).normalize():f}" if usd else ""
 
 
 def _plain(found: Explanation) -> dict[str, Any]:
@@ -334,6 +362,21 @@ def _rich(table: Any) -> None:
     from rich.console import Console
 
     Console(width=None if sys.stdout.isatty() else 160).print(table)
+
+
+def _say(text: str, indent: str = "") -> None:
+    """A line for a person: broken between words at a terminal, whole in a pipe."""
+    if sys.stdout.isatty():
+        import shutil
+        import textwrap
+
+        columns = max(40, shutil.get_terminal_size().columns)
+        text = textwrap.fill(
+            text, columns - 1, subsequent_indent=indent + "  ", break_long_words=False, initial_indent=indent
+        )
+        _print(text)
+    else:
+        _print(indent + text)
 
 
 def _print(value: Any, as_json: bool = False) -> None:

@@ -7,13 +7,18 @@ built from the library that the request came from, so neither library is a depen
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+from tierwise.core.errors import Closed
 
 if TYPE_CHECKING:
     from tierwise.server.app import App
 
+_log = logging.getLogger("tierwise")
 # So many pieces of a reply may wait for a reader; then the writer waits.
 _PIECES = 8
 
@@ -24,6 +29,7 @@ class _Exchange:
     def __init__(self, app: App, scope: dict[str, Any], body: bytes) -> None:
         self._body: bytes | None = body
         self._left = asyncio.Event()
+        self._broken = False
         self._head: asyncio.Future[tuple[int, list[tuple[bytes, bytes]]]] = asyncio.get_running_loop().create_future()
         self._pieces: asyncio.Queue[bytes | None] = asyncio.Queue(_PIECES)
         self._task = asyncio.get_running_loop().create_task(self._run(app, scope))
@@ -33,8 +39,10 @@ class _Exchange:
             await app(scope, self._receive, self._send)
         except Exception as error:
             if self._head.done():
-                raise
-            self._head.set_exception(error)
+                self._broken = True
+                _log.exception("a reply to %s broke off", scope["path"])
+            else:
+                self._head.set_exception(error)
         finally:
             if not self._left.is_set():
                 await self._pieces.put(None)
@@ -52,16 +60,22 @@ class _Exchange:
         elif message.get("body") and not self._left.is_set():
             await self._pieces.put(message["body"])
 
-    async def head(self) -> tuple[int, list[tuple[bytes, bytes]]]:
+    async def head(self, patience_s: float | None) -> tuple[int, list[tuple[bytes, bytes]]]:
+        """Status and headers. Raises TimeoutError, and the caller has then left."""
         try:
-            return await self._head
-        except asyncio.CancelledError:
+            async with asyncio.timeout(patience_s):
+                return await self._head
+        except (asyncio.CancelledError, TimeoutError):
             await self.close()
             raise
 
-    async def next(self) -> bytes | None:
-        """The next piece, None at the end."""
-        return await self._pieces.get()
+    async def next(self, patience_s: float | None) -> bytes | None:
+        """The next piece, None at the end. Raises TimeoutError, and ConnectionError for a reply that broke off."""
+        async with asyncio.timeout(patience_s):
+            piece = await self._pieces.get()
+        if piece is None and self._broken:
+            raise ConnectionError("the reply broke off")
+        return piece
 
     async def close(self) -> None:
         """The reader is done: what still runs learns that its caller has left."""
@@ -78,14 +92,16 @@ class Transport:
         self._app = app
 
     async def handle_async_request(self, request: Any) -> Any:
+        library, patience_s = _library(request), _patience_s(request)
         exchange = _Exchange(await self._app(), _scope(request), await request.aread())
-        status, headers = await exchange.head()
-        library = import_module(type(request).__module__.partition(".")[0])
+        with _told_as(library, request):
+            status, headers = await exchange.head(patience_s)
 
         class Body(library.AsyncByteStream):  # type: ignore[misc,name-defined]  # the caller's own library
             async def __aiter__(self) -> AsyncIterator[bytes]:
-                while (piece := await exchange.next()) is not None:
-                    yield piece
+                with _told_as(library, request):
+                    while (piece := await exchange.next(patience_s)) is not None:
+                        yield piece
 
             async def aclose(self) -> None:
                 await exchange.close()
@@ -103,35 +119,34 @@ class Transport:
 
 
 class TransportSync:
-    """`handle_request` as httpx calls it, on the loop of an `InAppSync`."""
+    """`handle_request` as httpx calls it. `run` does work on the router's loop and waits for it."""
 
-    def __init__(self, app: Callable[[], Awaitable[App]], loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, app: Callable[[], Awaitable[App]], run: Callable[[Coroutine[Any, Any, Any]], Any]) -> None:
         self._app = app
-        self._loop = loop
+        self._run = run
 
     def handle_request(self, request: Any) -> Any:
+        library, patience_s, run = _library(request), _patience_s(request), self._run
         body = request.read()
 
         async def begin() -> tuple[_Exchange, int, list[tuple[bytes, bytes]]]:
             exchange = _Exchange(await self._app(), _scope(request), body)
-            return exchange, *await exchange.head()
+            return exchange, *await exchange.head(patience_s)
 
-        run = self._run
-        exchange, status, headers = run(begin())
-        library = import_module(type(request).__module__.partition(".")[0])
+        with _told_as(library, request):
+            exchange, status, headers = run(begin())
 
         class Body(library.SyncByteStream):  # type: ignore[misc,name-defined]  # the caller's own library
             def __iter__(self) -> Iterator[bytes]:
-                while (piece := run(exchange.next())) is not None:
-                    yield piece
+                with _told_as(library, request):
+                    while (piece := run(exchange.next(patience_s))) is not None:
+                        yield piece
 
             def close(self) -> None:
-                run(exchange.close())
+                with contextlib.suppress(Closed):  # closing the router has ended the exchange as well
+                    run(exchange.close())
 
         return library.Response(status, headers=headers, stream=Body(), request=request)
-
-    def _run(self, work: Any) -> Any:
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
 
     def close(self) -> None:
         """The router is closed by its own `close`."""
@@ -141,6 +156,29 @@ class TransportSync:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _library(request: Any) -> Any:
+    """httpx or httpx2, whichever the request is from."""
+    return import_module(type(request).__module__.partition(".")[0])
+
+
+@contextlib.contextmanager
+def _told_as(library: Any, request: Any) -> Iterator[None]:
+    """What went wrong as the caller's library says it."""
+    try:
+        yield
+    except TimeoutError:
+        what = "the reply took longer than the client's read timeout"
+        raise library.ReadTimeout(what, request=request) from None
+    except ConnectionError as error:
+        raise library.ReadError(str(error), request=request) from None
+
+
+def _patience_s(request: Any) -> float | None:
+    """How long the caller waits for the next bytes; None for ever. Its other timeouts are about sockets."""
+    found: float | None = request.extensions.get("timeout", {}).get("read")
+    return found
 
 
 def _scope(request: Any) -> dict[str, Any]:

@@ -92,7 +92,11 @@ class Heard:
     def usage(self) -> dict[str, Any]:
         """The usage that the caller was told, last and cumulative; {} when none was."""
         trees = [data for _, data in self.events] if b"data: " in self.body[:200] else [self.json]
-        trees = [data.get("message", data) if data.get("type") == "message_start" else data for data in trees if isinstance(data, dict)]
+        trees = [
+            data.get("message", data) if data.get("type") == "message_start" else data
+            for data in trees
+            if isinstance(data, dict)
+        ]
         found: dict[str, Any] = {}
         for tree in trees:
             found |= tree.get("usage") or {}
@@ -136,3 +140,37 @@ def _said(data: Any) -> str:
         return (data["choices"][0].get("delta") or {}).get("content") or ""
     delta = data.get("delta")
     return delta.get("text", "") if isinstance(delta, dict) else ""
+
+
+# ------------------------------------------------------------------------------------------------ bad input
+
+DOORS = {
+    "chat": "/v1/chat/completions",
+    "messages": "/v1/messages",
+    "count": "/v1/messages/count_tokens",
+    "embeddings": "/v1/embeddings",
+    "route": "/v1/route",
+    "feedback": "/v1/feedback",
+}
+SOUND: dict[str, dict[str, Any]] = {
+    "chat": OPENAI.body(),
+    "messages": ANTHROPIC.body(),
+    "count": {"model": "auto", "messages": [{"role": "user", "content": "hi"}]},
+    "embeddings": {"model": "auto", "input": "hi"},
+    "route": OPENAI.body(),
+    "feedback": {"decision_id": "x", "score": 1},
+}
+
+
+def refused(heard: Heard, door: str, status: int | None = 400) -> dict[str, Any]:
+    """The error, when it is the caller's, clear, and in the shape of this door."""
+    assert 400 <= heard.status < 500 and (status is None or heard.status == status), heard
+    assert heard.is_anthropic == (door in ("messages", "count")), heard
+    error = heard.error
+    assert 10 <= len(error["message"]) <= 2_000 and "Traceback" not in error["message"], error
+    return error
+
+
+def post(path: str, body: bytes, headers: list[str], host: str = "host: 127.0.0.1") -> bytes:
+    lines = [f"POST {path} HTTP/1.1", *([host] if host else []), "content-type: application/json", *headers]
+    return "\r\n".join(lines).encode("latin-1") + b"\r\n\r\n" + body

@@ -1,5 +1,5 @@
-"""What the tests of real clients share: one gateway over a simulated provider and fake ones of both dialects, and one way
-to write a test for the synchronous and the asynchronous face of an SDK.
+"""What the tests of real clients share: one gateway over a simulated provider and fake ones of both dialects, and one
+way to write a test for the synchronous and the asynchronous face of an SDK.
 
     reply = await done(client.chat.completions.create(...))     # awaits what the asynchronous face gives
     chunks = await items(stream)

@@ -12,6 +12,7 @@ logged or written down.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -117,6 +118,7 @@ class Watched(MemoryLedger):
         super().__init__(*given)
         self.holds: list[tuple[Hold, Denial | None]] = []
         self.charges: list[tuple[str, Charge]] = []
+        self.charged = asyncio.Event()
 
     async def hold(self, hold: Hold) -> Denial | None:
         denial = await super().hold(hold)
@@ -126,6 +128,7 @@ class Watched(MemoryLedger):
     def settle(self, hold_id: str, charge: Charge) -> None:
         if hold_id in self._open:  # a second settlement is no charge
             self.charges.append((hold_id, charge))
+            self.charged.set()
         super().settle(hold_id, charge)
 
     @property
@@ -201,6 +204,8 @@ class Gateway:
             logging.getLogger().removeHandler(self._log)
         if kind is None:  # what the test itself found comes first
             self.audit(journal + metrics)
+            told = sum(record.outcome.cost_nano or 0 for record in records)
+            assert told == self.ledger.cost_nano, "the journal and the ledger must tell of the same money"
 
     async def settled(self) -> None:
         """Wait until every request has ended and every cent is posted."""
@@ -254,7 +259,9 @@ class Gateway:
     async def post(self, path: str, body: Any, *, headers: Mapping[str, str] | None = None) -> Heard:
         """`body` is sent as JSON unless it is bytes already."""
         data = body if isinstance(body, bytes) else json.dumps(body).encode()
-        return await self.fetch("POST", path, data=data, headers={"content-type": "application/json", **(headers or {})})
+        return await self.fetch(
+            "POST", path, data=data, headers={"content-type": "application/json", **(headers or {})}
+        )
 
     async def get(self, path: str, *, headers: Mapping[str, str] | None = None) -> Heard:
         return await self.fetch("GET", path, headers=dict(headers or {}))
@@ -268,6 +275,22 @@ class Gateway:
             heard = Heard(response.status, {k.lower(): v for k, v in response.headers.items()}, body)
         self.heard.append(heard)
         return heard
+
+    async def talk(self, sent: bytes) -> bytes:
+        """Everything that the gateway says to these bytes, until it has answered or closes."""
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
+        writer.write(sent)
+        said = b""
+        try:
+            async with asyncio.timeout(10):
+                while b"\r\n\r\n" not in said or not (said.endswith(b"}") or b"Invalid" in said):
+                    more = await reader.read(65_536)
+                    if not more:
+                        break
+                    said += more
+        finally:
+            writer.close()
+        return said
 
     @asynccontextmanager
     async def streaming(self, dialect: Dialect = OPENAI, **body: Any) -> AsyncIterator[aiohttp.ClientResponse]:

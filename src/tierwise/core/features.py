@@ -93,6 +93,7 @@ def extract(prompt: Prompt, keywords: tuple[str, ...] = ()) -> Features:
         task=template.task if template and not prompt.forced_tool else seen.task,
         structured=prompt.structured,
         max_tokens=prompt.max_tokens,
+        searches=prompt.searches,
         reasoning_tokens=prompt.reasoning_tokens,
         n=prompt.n,
         keywords=_found(prompt.turns, keywords) if keywords else (),
@@ -180,8 +181,8 @@ def _bound(prompt: Prompt) -> int:
         bound += TOOLS_BOUND
     if prompt.audio:
         bound += math.ceil(embedded * AUDIO_BOUND_PER_BYTE) + (0 if embedded else AUDIO_BOUND * prompt.audio)
-    if prompt.documents:
-        bound += min(embedded or DOCUMENT_BOUND * prompt.documents, DOCUMENT_BOUND * prompt.documents)
+    # What is embedded is at most a token a character, whatever it is; what is only referred to may be of any length.
+    bound += min(embedded, DOCUMENT_BOUND * prompt.documents) + DOCUMENT_BOUND * prompt.references
     return bound
 
 

@@ -52,10 +52,12 @@ class Prompt(msgspec.Struct, frozen=True, kw_only=True):
     images: int = 0
     audio: int = 0
     documents: int = 0
+    references: int = 0  # files and media of any kind that the body only names, so that their size is unknown
     embedded_bytes: int = 0  # base64 of the above inside the body; never tokenised as text
     structured: Structure = "none"
     schema_hash: str = ""  # of the requested JSON schema
     max_tokens: int | None = None
+    searches: int = 0  # that the provider may make for this request, and bill
     reasoning_tokens: int = 0  # the thinking budget asked for, where the API adds it to max_tokens; else 0
     n: int = 1
 
@@ -88,6 +90,7 @@ class Features(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     task: Task = "other"
     structured: Structure = "none"
     max_tokens: int | None = None
+    searches: int = 0
     reasoning_tokens: int = 0
     n: int = 1
     keywords: tuple[str, ...] = ()  # those of the policy's keywords that the prompt contains

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import msgspec
 
 from tierwise.core.catalogue import Catalogue, Model
@@ -61,32 +63,35 @@ def expected_nano(model: Model, episode: Episode, output_tokens: int) -> int | N
     return -(-total // TOKENS_PER_PRICE) + rates.request_nano
 
 
-def worst_case_nano(model: Model, episode: Episode, ceiling: int) -> int:
+def worst_case_nano(model: Model, episode: Episode, ceiling: int, added_tokens: int = 0) -> int:
     """The most that one call can be billed: every byte a token, every token at its dearest reachable rate, every reply
-    as long as the ceiling. 0 for an unpriced model, which only a policy that allows it can reach."""
+    as long as the ceiling. `added_tokens`: what we put into the prompt ourselves. 0 for an unpriced model, which only a
+    policy that allows it can reach."""
     if model.price is None:
         return 0
     features = episode.features
-    bound = features.input_bound_tokens
+    bound = features.input_bound_tokens + added_tokens
     rates = model.price.dearest(episode.at_s, bound, episode.service)
     read = max(rates.input_tokens, rates.cache_write_5m_tokens, rates.cache_write_1h_tokens, rates.cached_input_tokens)
     if features.audio:
         read = max(read, rates.input_audio_tokens)
     written = max(rates.output_tokens, rates.reasoning_tokens, rates.output_audio_tokens)
     output = 0 if model.kind == "embedding" else (ceiling + features.reasoning_tokens) * features.n
-    return -(-(bound * read + output * written) // TOKENS_PER_PRICE) + rates.request_nano
+    total = bound * read + output * written + features.searches * rates.web_searches
+    return -(-total // TOKENS_PER_PRICE) + rates.request_nano
 
 
-def affordable_tokens(model: Model, episode: Episode, amount_nano: int) -> int:
+def affordable_tokens(model: Model, episode: Episode, amount_nano: int, added_tokens: int = 0) -> int:
     """The highest ceiling whose worst case is within the amount; below 1 when there is none."""
     if model.price is None or model.kind == "embedding":
         return 0
-    unit = worst_case_nano(model, episode, 1_000_000) - worst_case_nano(model, episode, 0)
+    least = worst_case_nano(model, episode, 0, added_tokens)
+    unit = worst_case_nano(model, episode, 1_000_000, added_tokens) - least
     if unit <= 0:
         return model.max_output_tokens
-    tokens = (amount_nano - worst_case_nano(model, episode, 0)) * 1_000_000 // unit
+    tokens = (amount_nano - least) * 1_000_000 // unit
     # The division above may be one rounding off either way; the law is that the worst case fits.
-    while tokens > 0 and worst_case_nano(model, episode, tokens) > amount_nano:
+    while tokens > 0 and worst_case_nano(model, episode, tokens, added_tokens) > amount_nano:
         tokens -= 1
     return min(tokens, model.max_output_tokens)
 
@@ -101,17 +106,23 @@ def baseline_nano(snapshot: Snapshot, episode: Episode) -> int | None:
 
 
 def billed_model(catalogue: Catalogue, routed: Model, served: str) -> Model:
-    """Whose price a reply has: the model that the provider says it ran, when we know it. Another version of the routed
-    model is the routed model; a stranger is priced as the dearest that this provider has, never as a bargain."""
-    name = _bare(served)
-    own = _bare(routed.name)
-    if not name or name.startswith(own) or own.startswith(name):
+    """Whose price a reply has: the model that the provider says it ran, when we know it. A dated or numbered version of
+    the routed model is the routed model; a stranger, or one that we know without a price, is billed as the dearest that
+    this provider has, never as a bargain."""
+    name, own = _bare(served), _bare(routed.name)
+    if not name or name == own:
         return routed
-    known = catalogue.models.get(f"{routed.provider}/{served}")
-    if known is not None:
+    family = [model for model in catalogue.models.values() if model.provider == routed.provider]
+    known = next((model for model in family if _bare(model.name) == name), None)
+    if known is not None and known.price is not None:
         return known
-    family = [model for model in catalogue.models.values() if model.provider == routed.provider and model.price]
-    return max((*family, routed), key=_rate_sum)
+    if known is None and (_VERSION.sub("", name) == own or _VERSION.sub("", own) == name):
+        return routed
+    return max((*(model for model in family if model.price), routed), key=_rate_sum)
+
+
+# -2024-07-18, -20241022, -0613, @20240620, -v2, -preview, -latest, :free: what providers add to a name that means the same.
+_VERSION = re.compile(r"(?:[-@:](?:\d{4}-\d{2}-\d{2}|\d{4,8}|\d{3}|v\d+|preview|latest|free|exp|fp8|instruct))+$")
 
 
 def _rate_sum(model: Model) -> int:

@@ -120,14 +120,15 @@ class Attempt:
         self.release()
         return 0
 
-    def abandon(self) -> None:
+    def abandon(self) -> int:
         """The request went away, or we broke: whatever happened, the hold does not stay. A hold whose answer we did not
-        live to see is released all the same: the ledger ignores an id that it does not hold."""
-        if not self.closed:
-            if self.dispatched and self.snapshot.catalogue.providers[self.model.provider].bills_abandoned:
-                self.worst()
-            else:
-                self.release()
+        live to see is released all the same: the ledger ignores an id that it does not hold. Gives what was charged."""
+        if self.closed:
+            return 0
+        if self.dispatched and self.snapshot.catalogue.providers[self.model.provider].bills_abandoned:
+            return self.worst()
+        self.release()
+        return 0
 
     def _close(self, charge: Charge) -> None:
         if not self.closed:

@@ -21,7 +21,6 @@ from tierwise.core.request import Features, Payer, Request
 from tierwise.core.snapshot import Snapshot
 
 _log = logging.getLogger("tierwise")
-_ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
 
 
 def open_episode(
@@ -80,6 +79,5 @@ def _features(request: Request, snapshot: Snapshot) -> Features:
 
 
 def new_id(at_s: float) -> str:
-    """26 characters that sort by time: 48 bits of milliseconds and 80 of chance, as in a ULID."""
-    number = (int(at_s * 1_000) & (1 << 48) - 1) << 80 | int.from_bytes(os.urandom(10))
-    return "".join(_ALPHABET[number >> shift & 31] for shift in range(125, -5, -5))
+    """32 hexadecimal digits that sort by time: 48 bits of milliseconds and 80 of chance."""
+    return f"{int(at_s * 1_000) & (1 << 48) - 1:012x}{os.urandom(10).hex()}"

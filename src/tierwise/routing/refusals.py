@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from tierwise.core.episode import Candidate, Episode, Failed, Refuse
+from tierwise.core.eligible import barred, unfit
+from tierwise.core.episode import Candidate, Denied, Episode, Failed, Refuse
 from tierwise.core.errors import Forbidden, Refused, RequestError
 from tierwise.core.money import NANO_PER_USD, usd_text
+from tierwise.core.snapshot import Snapshot
+from tierwise.core.weigh import affordable_tokens, worst_case_nano
 from tierwise.core.words import WHY_NOT
 from tierwise.routing.health import Health
 
@@ -15,7 +18,12 @@ _LATER = ("rate_limited", "overloaded", "timeout")
 
 
 def refusal_error(
-    refuse: Refuse, episode: Episode, candidates: tuple[Candidate, ...], health: Health, budget_status: int = 402
+    refuse: Refuse,
+    snapshot: Snapshot,
+    episode: Episode,
+    candidates: tuple[Candidate, ...],
+    health: Health,
+    budget_status: int = 402,
 ) -> RequestError:
     """The error to raise for this refusal."""
     facts = dict(refuse.facts)
@@ -26,6 +34,7 @@ def refusal_error(
             error = Forbidden("this key may not use any of the models that this policy leads to", code="policy_forbids")
         case "budget_exceeded" | "held_by_others" | "step_limit":
             error = _money(refuse.code, facts, budget_status)
+            error.metadata |= _room(snapshot, episode, candidates, facts)
         case "all_resting":
             error = _resting(facts, candidates, health)
         case "upstream_rejected":
@@ -75,6 +84,28 @@ def _money(code: str, facts: dict[str, Any], budget_status: int) -> RequestError
         metadata=metadata,
         should_retry=False,
     )
+
+
+def _room(
+    snapshot: Snapshot, episode: Episode, candidates: tuple[Candidate, ...], facts: dict[str, Any]
+) -> dict[str, Any]:
+    """What can still be asked for with what is left: the highest `max_tokens` that a model of this plan could hold, and
+    the models that could hold this very request."""
+    left = facts.get("affordable_nano")
+    if not isinstance(left, int):  # the caller's own cap, which no account keeps
+        left = (facts.get("limit_nano") or 0) - sum(getattr(event, "cost_nano", 0) or 0 for event in episode.events)
+    models, wanted = snapshot.catalogue.models, episode.features.max_tokens
+    asked = {event.model for event in episode.events if isinstance(event, Denied)}
+    asked |= {each.model for each in candidates if each.verdict != "dropped"}
+    tokens = [affordable_tokens(models[id], episode, left) for id in asked if id in models]
+    admissible = [
+        model.id
+        for model in models.values()
+        if not barred(model, episode, snapshot.catalogue)
+        and not unfit(model, episode)
+        and worst_case_nano(model, episode, wanted or model.max_output_tokens) <= left
+    ]
+    return {"affordable_max_tokens": max((0, *tokens)), "admissible": admissible}
 
 
 def _resting(facts: dict[str, Any], candidates: tuple[Candidate, ...], health: Health) -> RequestError:

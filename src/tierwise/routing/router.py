@@ -167,7 +167,9 @@ class Router:
                 case Answer(event=event):
                     return self._deliver(trace, replies[event], event)
                 case Refuse() as refuse:
-                    raise refusal_error(refuse, trace.episode, decision.candidates, self.health, self.budget_status)
+                    raise refusal_error(
+                        refuse, trace.snapshot, trace.episode, decision.candidates, self.health, self.budget_status
+                    )
                 case Call() as call:
                     outcome = await self._perform(trace, call, replies)
                     if isinstance(outcome, Streamed):
@@ -217,19 +219,20 @@ class Router:
                     answer=answer,
                     cached=True,
                 )
-        trace.attempts += 1
-        attempt = Attempt(self.ledger, trace.snapshot, trace.episode, call, trace.attempts)
+        # Each call ends in one event, so the number of events numbers the calls, those that were denied as well.
+        attempt = Attempt(self.ledger, trace.snapshot, trace.episode, call, len(trace.episode.events) + 1)
         handed_over = False
         try:
             denial_or_none = await attempt.hold()
             if denial_or_none is not None:
                 return Denied(at=call.at, model=model.id, after_ms=since_ms(trace.started), denial=denial_or_none)
+            trace.attempts += 1
             result = await self._ask(trace, attempt, replies)
             handed_over = isinstance(result, Streamed)
             return result
         finally:
             if not handed_over:
-                attempt.abandon()
+                trace.spend(attempt.abandon())
 
     async def _ask(self, trace: Trace, attempt: Attempt, replies: dict[int, Reply]) -> Event | Streamed:
         call, model = attempt.call, attempt.model

@@ -12,7 +12,7 @@ import msgspec
 
 from tierwise import wire
 from tierwise.core.episode import Replied, ReplyFacts, Stop
-from tierwise.core.errors import Refused
+from tierwise.core.errors import Refused, RequestError
 from tierwise.core.money import Usage
 from tierwise.core.ports import Incoming, Status, UpstreamError
 from tierwise.core.weigh import billed_model, charged_nano
@@ -30,8 +30,8 @@ _SLACK_CHARACTERS = 4_096
 _LOOSE = 1.5
 _SLACK_TOKENS = 64
 _CHARACTERS_BEFORE_COUNTING = 2  # for each token of the ceiling; a shorter reply is below it in nearly any language
-# Openings, pings and comments are not the reply: they wait for its first word, so that a provider which breaks off right
-# after them (overloaded ones do) can still be replaced. Never longer than this, and never more than this.
+# Openings, pings and comments are not the reply: they wait for its first word, so that a provider which breaks off
+# right after them (overloaded ones do) can still be replaced. Never longer than this, and never more than this.
 _HELD_BACK_S = 5.0
 _HELD_BACK_BYTES = 16_384
 
@@ -142,10 +142,13 @@ class Streamed:
 
     def _break(self, message: str, code: str) -> bytes:
         """After the first byte there is no other model: the caller is told, and what came is charged."""
-        error = Refused(message, code=code, status=502)
+        return self.cut(Refused(message, code=code, status=502))
+
+    def cut(self, error: RequestError) -> bytes:
+        """End it here: the error as the caller's last event."""
         error.decision = self.trace.episode.id
         out = self._relay.fail(error)
-        self._end("broken", code)
+        self._end("broken", error.code)
         return out
 
     def close(self) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import logging
 from functools import cache
 from importlib.resources import files
 from typing import TYPE_CHECKING
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import tiktoken
 
+_log = logging.getLogger("tierwise")
 _RANKS_SHA256 = "446a9538cb6c348e3516120d7c08b09f57c36495e2acfffe59a5bf8b0cfb1a2d"
 # Encoding is linear but a very long run of one character is slow in any byte-pair encoder, so it is done in pieces.
 _PIECE = 20_000
@@ -24,7 +26,11 @@ async def count(text: str) -> int:
     """The number of o200k tokens of this text. Off the event loop; the first call also reads the ranks."""
     if not text:
         return 0
-    return await asyncio.to_thread(count_now, text)
+    try:
+        return await asyncio.to_thread(count_now, text)
+    except RuntimeError:
+        _log.exception("tokens could not be counted; four characters are taken for one")
+        return len(text) // 4 + 1
 
 
 def count_now(text: str) -> int:

@@ -38,11 +38,11 @@ class Trace:
         self.episode = self.episode.then(event)
         match event:
             case Replied(cost_nano=cost) | Failed(cost_nano=cost) | Told(cost_nano=cost):
-                self._spend(cost)
+                self.spend(cost)
             case Denied():
                 pass
 
-    def _spend(self, cost: int | None) -> None:
+    def spend(self, cost: int | None) -> None:
         # One unpriced attempt makes the sum unknown: unknown is never added as zero.
         self.cost_nano = None if cost is None or self.cost_nano is None else self.cost_nano + cost
 

@@ -37,6 +37,7 @@ from tierwise.server.http import (
     reply_json,
 )
 from tierwise.server.metrics import render
+from tierwise.wire import strict
 from tierwise.wire.contract import Codec
 
 _log = logging.getLogger("tierwise")
@@ -68,6 +69,14 @@ class App:
         self.keys = keys
         self.body_limit_bytes = body_limit_bytes
         self.ready = ready
+        self._running: set[asyncio.Task[Any]] = set()  # requests for a model
+        self._cutting = False
+
+    def cut(self) -> None:
+        """End every request that still runs, each with an error that says why. What they used is settled."""
+        self._cutting = True
+        for task in self._running:
+            task.cancel()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -132,6 +141,9 @@ class App:
 
     async def _answer(self, call: Call, request: Request) -> None:
         result: Answered | Streamed | None = None
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101  # ASGI handlers run in tasks
+        self._running.add(task)
         try:
             async with WhileConnected(call.receive):
                 result = await self.router.handle(request, call.identity.payer, call.identity.grants)
@@ -141,7 +153,14 @@ class App:
             if isinstance(result, Answered):
                 kind = EVENT_STREAM if result.event_stream else JSON
                 await reply(call.send, 200, result.body, [kind, *trace_headers(result.trace)])
+        except asyncio.CancelledError:
+            if not self._cutting:
+                raise
+            if not isinstance(result, Streamed):
+                raise draining() from None
+            await call.send({"type": "http.response.body", "body": result.cut(draining())})
         finally:
+            self._running.discard(task)
             if isinstance(result, Streamed):
                 result.close()
 
@@ -165,9 +184,14 @@ async def _stream(send: Send, streamed: Streamed) -> None:
             "headers": [*headers, *trace_headers(streamed.trace, begun=True)],
         }
     )
-    async with asyncio.timeout(STREAM_DEADLINE_S):
-        async for chunk in streamed:
-            await send({"type": "http.response.body", "body": chunk, "more_body": True})
+    try:
+        async with asyncio.timeout(STREAM_DEADLINE_S):
+            async for chunk in streamed:
+                await send({"type": "http.response.body", "body": chunk, "more_body": True})
+    except TimeoutError:
+        # Nothing can be said to a caller who does not read. Without a proper end the server closes its connection.
+        _log.warning("decision %s: the stream was not read in %.0f s", streamed.trace.episode.id, STREAM_DEADLINE_S)
+        return
     await send({"type": "http.response.body", "body": b""})
 
 
@@ -253,7 +277,7 @@ async def _models(app: App, call: Call) -> None:
     snapshot = app.router.snapshot
     names = offered(snapshot)
     if "anthropic-version" in call.headers:
-        listed = [{"type": "model", "id": name, "display_name": name, "created_at": _BORN} for name in names]
+        listed = [_anthropic_model(name) for name in names]
         await reply_json(
             call.send, 200, {"data": listed, "has_more": False, "first_id": names[0], "last_id": names[-1]}
         )
@@ -264,7 +288,12 @@ async def _models(app: App, call: Call) -> None:
 async def _one_model(app: App, call: Call) -> None:
     if call.tail not in offered(app.router.snapshot):
         raise Unknown(f"no model is named {call.tail!r}", code="model_not_found", param="model")
-    await reply_json(call.send, 200, _model(app, call.tail))
+    anthropic = "anthropic-version" in call.headers
+    await reply_json(call.send, 200, _anthropic_model(call.tail) if anthropic else _model(app, call.tail))
+
+
+def _anthropic_model(name: str) -> dict[str, Any]:
+    return {"type": "model", "id": name, "display_name": name, "created_at": _BORN}
 
 
 def _model(app: App, name: str) -> dict[str, Any]:
@@ -316,8 +345,8 @@ _VERDICTS = {"good": 1.0, "bad": 0.0, "up": 1.0, "down": 0.0, "accepted": 1.0, "
 
 async def _feedback(app: App, call: Call) -> None:
     try:
-        said = msgspec.json.decode(call.body, type=_FeedbackBody)
-    except (msgspec.DecodeError, RecursionError) as error:
+        said = msgspec.convert(strict.load(call.body), _FeedbackBody)
+    except msgspec.ValidationError as error:
         raise BadRequest(f"feedback: {error}", code="invalid_feedback") from None
     score = said.score
     if score is None and said.verdict is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Awaitable, Callable, MutableMapping
 from types import TracebackType
 from typing import Any
@@ -21,6 +22,8 @@ Headers = list[tuple[bytes, bytes]]
 BODY_DEADLINE_S = 30.0
 JSON = (b"content-type", b"application/json")
 EVENT_STREAM = (b"content-type", b"text/event-stream; charset=utf-8")
+# A name or an address, and a port; never a path, a user or a space (the request's own line says where it goes).
+_HOST = re.compile(r"(?:[A-Za-z0-9._~-]{1,253}|\[[0-9A-Za-z:.%]{2,60}\])(?::[0-9]{1,5})?")
 
 
 class Gone(Exception):
@@ -28,10 +31,18 @@ class Gone(Exception):
 
 
 def headers_of(scope: Scope) -> dict[str, str]:
-    """Lower-cased names; of a header that comes twice, the first. Latin-1, as HTTP has it."""
+    """Lower-cased names; of a header that comes twice, the first. Latin-1, as HTTP has it.
+
+    Raises BadRequest without exactly one sound Host (HTTP/1.0 may do without): the parser lets others pass, and what
+    two readers may take for two different requests is nobody's request."""
     found: dict[str, str] = {}
+    hosts = 0
     for name, value in scope["headers"]:
         found.setdefault(name.decode("latin-1"), value.decode("latin-1"))
+        hosts += name == b"host"
+    missing = hosts == 0 and scope.get("http_version") != "1.0"
+    if missing or hosts > 1 or not _HOST.fullmatch(found.get("host", "none")):
+        raise BadRequest("give exactly one Host header, as a name with or without a port", code="bad_host")
     return found
 
 
@@ -40,24 +51,20 @@ async def read_body(headers: dict[str, str], receive: Receive, limit: int) -> by
     declared = headers.get("content-length", "")
     if declared.isdigit() and int(declared) > limit:
         raise too_large(limit)
-    message = await _receive(receive)
-    body: bytes = message.get("body", b"")
-    if not message.get("more_body", False):
-        if len(body) > limit:
-            raise too_large(limit)
-        return body
-    pieces, size = [body], len(body)
     try:
         async with asyncio.timeout(BODY_DEADLINE_S):
-            while message.get("more_body", False):
+            message = await _receive(receive)
+            pieces: list[bytes] = [message.get("body", b"")]
+            size = len(pieces[0])
+            while size <= limit and message.get("more_body", False):
                 message = await _receive(receive)
                 pieces.append(message.get("body", b""))
                 size += len(pieces[-1])
-                if size > limit:
-                    raise too_large(limit)
     except TimeoutError:
         raise RequestError("the body did not arrive in time", code="body_timeout", status=408) from None
-    return b"".join(pieces)
+    if size > limit:
+        raise too_large(limit)
+    return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
 
 async def _receive(receive: Receive) -> Message:

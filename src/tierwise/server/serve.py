@@ -1,6 +1,7 @@
 """The process: starts the server, reloads the configuration, and goes away without losing a request or a cent.
 
-SIGTERM and SIGINT drain: no new work, what runs may finish within `server.drain_s`, the rest is cut and settled.
+SIGTERM and SIGINT drain: no new work, what runs may finish within `server.drain_s`, the rest is cut and settled; a
+second one cuts at once.
 SIGHUP, and a change of the file, reload: a broken file changes nothing but the log.
 """
 
@@ -12,10 +13,9 @@ import logging
 import signal
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tierwise.core.errors import ConfigError
-from tierwise.routing.router import Router
 from tierwise.server.app import App
 
 if TYPE_CHECKING:
@@ -43,9 +43,9 @@ async def serve(
     Raises ConfigError when the address cannot be had."""
     server = _server(app, host, port)
     loop = asyncio.get_running_loop()
-    stopping = asyncio.Event()
+    stopping, forced = asyncio.Event(), asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, _stop, stopping, server)
+        loop.add_signal_handler(number, _stop, stopping, forced)
     errands: set[asyncio.Task[None]] = set()
     loop.add_signal_handler(signal.SIGHUP, lambda: _start(errands, _reloaded(reload)))
     if watch is not None:
@@ -55,7 +55,7 @@ async def serve(
         await _until_started(server, serving)
         started(server.servers[0].sockets[0].getsockname()[1])
         await _first(stopping.wait(), serving)
-        await _drain(app.router, drain_s)
+        await _drain(app, drain_s, forced)
     finally:
         for errand in errands:
             errand.cancel()
@@ -80,6 +80,7 @@ def _server(app: App, host: str, port: int) -> uvicorn.Server:
         timeout_graceful_shutdown=int(_CUT_S),
         lifespan="off",
         ws="none",
+        proxy_headers=False,
         h11_max_incomplete_event_size=64 * 1024,
     )
 
@@ -109,17 +110,22 @@ async def _until_started(server: uvicorn.Server, serving: asyncio.Task[None]) ->
         await asyncio.sleep(0.005)
 
 
-def _stop(stopping: asyncio.Event, server: uvicorn.Server) -> None:
+def _stop(stopping: asyncio.Event, forced: asyncio.Event) -> None:
     if stopping.is_set():
-        server.force_exit = True  # asked twice: whoever asks means it
+        forced.set()  # asked twice: whoever asks means it
     stopping.set()
 
 
-async def _drain(router: Router, drain_s: float) -> None:
+async def _drain(app: App, drain_s: float, forced: asyncio.Event) -> None:
+    router = app.router
     _log.info("draining: %d requests under way", router.in_flight)
-    cut = await router.drain(drain_s)
-    if cut:
-        _log.warning("%d requests are cut off after %.0f s", cut, drain_s)
+    draining = asyncio.ensure_future(router.drain(drain_s))
+    await _first(forced.wait(), draining)
+    draining.cancel()
+    if router.in_flight:
+        _log.warning("%d requests are cut off", router.in_flight)
+        app.cut()
+        await router.drain(_CUT_S)
 
 
 async def _reloaded(reload: Reload) -> None:
@@ -135,10 +141,11 @@ def _start(errands: set[asyncio.Task[None]], work: Awaitable[None]) -> None:
     task.add_done_callback(errands.discard)
 
 
-async def _first(waiting: Awaitable[object], serving: asyncio.Task[None]) -> None:
+async def _first(waiting: Awaitable[object], other: asyncio.Future[Any]) -> None:
+    """Wait until one of them is done; the waiting ends then, the other goes on."""
     waiter = asyncio.ensure_future(waiting)
     try:
-        await asyncio.wait({waiter, serving}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({waiter, other}, return_when=asyncio.FIRST_COMPLETED)
     finally:
         waiter.cancel()
 

@@ -18,6 +18,13 @@ MARKS = ", ".join("?" * (EPISODE_COLUMNS.count(",") + 3))
 # One episode and its record. The first record of an episode stands, so that writing twice counts once.
 ADD_EPISODE = f"INSERT INTO episodes (id, {EPISODE_COLUMNS}, record) VALUES ({MARKS}) ON CONFLICT (id) DO NOTHING"  # noqa: S608
 
+# Several of them by one statement, which costs a third of one statement each. Used only where all of them are new.
+MANY = 16
+ADD_EPISODES = (
+    f"INSERT INTO episodes (id, {EPISODE_COLUMNS}, record) VALUES {', '.join([f'({MARKS})'] * MANY)} "  # noqa: S608
+    "ON CONFLICT (id) DO NOTHING"
+)
+
 # The hour's sums, kept as episodes are written so that no report has to read them all.
 ADD_ROLLUP = """
 INSERT INTO rollups (hour, model, team, requests, cost_nano, baseline_nano, saved_nano, unpriced, input_tokens,

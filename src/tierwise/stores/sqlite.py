@@ -12,17 +12,18 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from operator import add
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 
-from tierwise.core.errors import Closed, ConfigError, Problem, TierwiseError
+from tierwise.core.errors import Closed, TierwiseError
 from tierwise.core.ports import Feedback, Record
 from tierwise.stores import journal_sql as sql
 from tierwise.stores.rows import HOUR_S, RECENT_MAX, Total, columns, counts, sums
+from tierwise.stores.sqlite_file import open_file
 from tierwise.stores.windows import DAY_S
 
 if TYPE_CHECKING:
@@ -30,11 +31,8 @@ if TYPE_CHECKING:
 
 BATCH_ROWS = 512  # rows in one transaction
 GATHER_S = 0.05  # how long the writer lets rows gather after the first; a reader cuts it short
-BUSY_MS = 5_000  # how long to wait for another process that writes
 FORGET_EVERY_S = 3_600.0
 FORGET_ROWS = 500  # deleted at once, so that writing does not wait long behind it
-CHECK_BYTES_MAX = 64 << 20  # a larger file is not read through at every start
-WAL_BYTES_KEPT = 64 << 20
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -106,7 +104,7 @@ class SqliteJournal:
         self._encode = msgspec.json.Encoder().encode
         self._record = msgspec.json.Decoder(Record)
         self._feedback = msgspec.json.Decoder(Feedback)
-        self._connection = _open(path)
+        self._connection = open_file(path)
         self._thread = threading.Thread(target=self._run, name="tierwise-journal", daemon=True)
         self._thread.start()
 
@@ -271,7 +269,7 @@ class SqliteJournal:
         summed: dict[tuple[int, str, str], tuple[int, ...]] = {}
         try:
             with self._connection:
-                for item in batch:
+                for item in self._add_many(batch, summed):
                     try:
                         self._add(item, summed)
                     except (apsw.ConstraintError, apsw.MismatchError, TypeError, ValueError, OverflowError) as error:
@@ -285,17 +283,41 @@ class SqliteJournal:
         for fault in faults:
             self._lost(1, fault)
 
+    def _add_many(
+        self, batch: list[Record | Feedback | _Snapshot], summed: dict[tuple[int, str, str], tuple[int, ...]]
+    ) -> Iterator[Record | Feedback | _Snapshot]:
+        """Writes what can be written by the dozen, and gives back the rest: other items, and records that a statement
+        of many refused, one of which is known already or fits in no file."""
+        import apsw
+
+        records = [item for item in batch if isinstance(item, Record)]
+        rest: list[Record | Feedback | _Snapshot] = [item for item in batch if not isinstance(item, Record)]
+        for start in range(0, len(records), sql.MANY):
+            some = records[start : start + sql.MANY]
+            if len(some) < sql.MANY:
+                rest += some
+                continue
+            try:
+                values = [value for item in some for value in (item.episode.id, *columns(item), self._encode(item))]
+                with self._connection:  # a savepoint
+                    self._connection.execute(sql.ADD_EPISODES, values)
+                    if self._connection.changes() != sql.MANY:
+                        raise ValueError("some are known already")
+            except (apsw.ConstraintError, apsw.MismatchError, TypeError, ValueError, OverflowError):
+                rest += some
+                continue
+            for item in some:
+                _sum(item, summed)
+        yield from rest
+
     def _add(self, item: Record | Feedback | _Snapshot, summed: dict[tuple[int, str, str], tuple[int, ...]]) -> None:
         """One statement a row; its share of the hour's sums is gathered for the end of the batch."""
         execute = self._connection.execute
         match item:
             case Record(episode=episode):
                 execute(sql.ADD_EPISODE, (episode.id, *columns(item), self._encode(item)))
-                if self._connection.changes() and counts(item):
-                    place = (episode.at_s // HOUR_S, item.outcome.routed, episode.payer.team)
-                    had = summed.get(place)
-                    own = sums(item)
-                    summed[place] = own if had is None else tuple(map(add, had, own))
+                if self._connection.changes():
+                    _sum(item, summed)
             case Feedback():
                 about = (item.decision_id, item.at_s, item.score, item.source)
                 execute(sql.ADD_FEEDBACK, (*about, self._encode(item)))
@@ -343,93 +365,9 @@ class SqliteJournal:
             log.warning("journal: %s", why)
 
 
-def _open(path: Path) -> apsw.Connection:
-    import apsw
-
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if path.exists() and not path.is_file():
-            raise _unusable(path, "this is no file; name a file for the journal")
-        # Made before SQLite sees it, for SQLite would ask the umask who may read it. Its -wal and -shm take after it.
-        path.touch(mode=0o600, exist_ok=True)
-        path.chmod(0o600)
-    except OSError as error:
-        what = f"the journal cannot be made there ({error}); give a folder that this user may write to"
-        raise _unusable(path, what) from None
-    connection = None
-    try:
-        connection = apsw.Connection(str(path))
-        connection.set_busy_timeout(BUSY_MS)
-        if path.stat().st_size <= CHECK_BYTES_MAX:
-            _check(connection)
-        connection.pragma("journal_mode", "wal")
-        connection.pragma("synchronous", "normal")
-        connection.pragma("journal_size_limit", WAL_BYTES_KEPT)
-        _migrate(connection, path)
-    except (apsw.Error, ConfigError) as error:
-        if connection is not None:
-            connection.close()
-        raise _explained(path, error) from None
-    return connection
-
-
-def _check(connection: apsw.Connection) -> None:
-    import apsw
-
-    verdict = connection.execute("PRAGMA quick_check(1)").get
-    if verdict != "ok":
-        raise apsw.CorruptError(str(verdict))
-
-
-def _migrate(connection: apsw.Connection, path: Path) -> None:
-    """Bring the file to this schema. Each migration is one transaction with its version: old or new, never half."""
-    known = len(sql.MIGRATIONS)
-    while True:
-        # Taken for writing before the version is read: two processes that start together migrate once.
-        connection.execute("BEGIN IMMEDIATE")
-        try:
-            version = _version(connection, path)
-            if version < known:
-                sql.MIGRATIONS[version](connection)
-                connection.execute(sql.ADD_VERSION, (version + 1,))
-            connection.execute("COMMIT")
-        except BaseException:
-            if connection.in_transaction:  # a full disk has rolled back by itself
-                connection.execute("ROLLBACK")
-            raise
-        if version > known:
-            what = (
-                f"a newer Tierwise has written this journal (schema {version}, this one knows {known}); "
-                "upgrade, or name another file"
-            )
-            raise _unusable(path, what)
-        if version == known:
-            return
-
-
-def _version(connection: apsw.Connection, path: Path) -> int:
-    """How many migrations the file has seen; 0 for a new one. Asks the file, not what SQLite remembers of it."""
-    tables = {name for (name,) in connection.execute(sql.READ_TABLES)}
-    if tables and "schema_version" not in tables:
-        raise _unusable(path, "this is the database of another program; name another file for the journal")
-    return int(connection.execute(sql.READ_VERSION).get or 0) if tables else 0
-
-
-def _explained(path: Path, error: apsw.Error | ConfigError) -> ConfigError:
-    import apsw
-
-    match error:
-        case ConfigError():
-            return error
-        case apsw.NotADBError() | apsw.CorruptError():
-            what = (
-                f"this is no sound journal ({error}); move the file away, with its -wal and -shm if it has them, and a "
-                "new one is made, or put a backup in its place"
-            )
-        case _:
-            what = f"the journal cannot be opened ({error}); is the disk full, or does another program hold the file?"
-    return _unusable(path, what)
-
-
-def _unusable(path: Path, what: str) -> ConfigError:
-    return ConfigError((Problem(where=str(path), what=what),))
+def _sum(record: Record, summed: dict[tuple[int, str, str], tuple[int, ...]]) -> None:
+    """Adds the record's share to its hour, model and team."""
+    if counts(record):
+        place = (record.episode.at_s // HOUR_S, record.outcome.routed, record.episode.payer.team)
+        had, own = summed.get(place), sums(record)
+        summed[place] = own if had is None else tuple(map(add, had, own))

@@ -219,7 +219,7 @@ def _options(tree: Json) -> None:
 
 def _tools(tree: Json) -> tuple[tuple[str, ...], bool]:
     names = []
-    for index, tool in enumerate(items(tree.get("tools") or [], "tools")):
+    for index, tool in enumerate(items([] if tree.get("tools") is None else tree["tools"], "tools")):
         at = f"tools[{index}]"
         record(tool, at)
         # Toolsets and the like have a type and no name of their own.

@@ -240,7 +240,7 @@ def _options(tree: Json) -> bool:
 def _tools(tree: Json) -> tuple[tuple[str, ...], bool]:
     """The names of the tools, and whether the reply must call one."""
     names: list[str] = []
-    for index, tool in enumerate(items(tree.get("tools") or [], "tools")):
+    for index, tool in enumerate(items([] if tree.get("tools") is None else tree["tools"], "tools")):
         where = f"tools[{index}]"
         record(tool, where)
         match text(tool.get("type", "function"), f"{where}.type"):

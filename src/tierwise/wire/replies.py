@@ -57,9 +57,9 @@ def load_reply(body: bytes) -> tuple[Json, bytes]:
 
 
 def _lenient(body: bytes) -> tuple[Any, bytes]:
-    """What the strict decoder refuses for its numbers or halves of surrogate pairs. Raises Garbled."""
+    """What the strict decoder refuses for its numbers, halves of surrogate pairs or byte order mark. Raises Garbled."""
     try:
-        tree = _mended(json.loads(body.decode("utf-8", "replace")))
+        tree = _mended(json.loads(body.decode("utf-8", "replace").removeprefix("\ufeff")))
         return tree, msgspec.json.encode(tree)
     except (ValueError, RecursionError, OverflowError, msgspec.MsgspecError):
         raise Garbled(f"the provider sent no JSON but {_shown(body)}") from None

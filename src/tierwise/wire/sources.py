@@ -37,7 +37,7 @@ MAX_ERROR_CHARACTERS = 500
 
 class Function(msgspec.Struct, gc=False):
     name: str | None = None
-    arguments: str | None = None
+    arguments: str | dict[str, Any] | None = None  # some local servers send an object
 
 
 class Call(msgspec.Struct, gc=False):
@@ -52,6 +52,7 @@ class Delta(msgspec.Struct, gc=False):
     reasoning: str | None = None
     refusal: str | None = None
     tool_calls: list[Call] | None = None
+    function_call: Function | None = None  # the form before tool calls: one call, without an id
 
 
 class Choice(msgspec.Struct, gc=False):
@@ -132,6 +133,7 @@ class OpenAISource:
         self._calls: dict[tuple[int, int], list[tuple[str, int]]] = {}  # choice, index -> ids in order, our index
         self._count: dict[int, int] = {}  # choice -> calls so far
         self._nameless: dict[tuple[int, int], list[str]] = {}
+        self._refused: set[int] = set()  # choices
 
     @property
     def complete(self) -> bool:
@@ -147,7 +149,9 @@ class OpenAISource:
             chunk = _loose(Chunk, tree)
         self.data = data
         meter = self.meter
-        if chunk.error is not None:
+        if not chunk.error:
+            chunk.error = None  # an empty error is none: some servers write the field into every chunk
+        else:
             meter.error = error_text(chunk.error)
         if chunk.model:
             meter.served = chunk.model
@@ -176,9 +180,9 @@ class OpenAISource:
             keep(meter, delta.reasoning_content or delta.reasoning or "")
         if delta.refusal:
             keep(meter, delta.refusal)
-        for call in delta.tool_calls or ():
+        for call in _calls(delta):
             if call.function is not None:
-                keep(meter, (call.function.name or "") + (call.function.arguments or ""))
+                keep(meter, (call.function.name or "") + _arguments(call.function))
 
     def pieces(self, chunk: Chunk) -> list[Piece]:
         """What the chunk says, in nobody's dialect."""
@@ -195,26 +199,32 @@ class OpenAISource:
                 if delta.content:
                     found.extend(_content(delta.content, at))
                 if delta.refusal:
+                    self._refused.add(at)
                     found.append(Said(delta.refusal, at))
-                for call in delta.tool_calls or ():
-                    found.extend(self._call(call, at))
+                here: set[int] = set()
+                for call in _calls(delta):
+                    found.extend(self._call(call, at, twice=(call.index or 0) in here))
+                    here.add(call.index or 0)
             if choice.finish_reason:
                 found.append(Stopped(self._stop(choice.finish_reason, at), None, at))
         return found
 
     def _stop(self, reason: str, choice: int) -> Stop:
         stop = OPENAI_STOPS.get(reason.lower(), "unknown")
-        # Gemini and Ollama say "stop" after a tool call.
-        return "tool_use" if stop in ("end", "unknown") and self._count.get(choice) else stop
+        # Gemini and Ollama say "stop" after a tool call, and OpenAI after a refusal.
+        if stop in ("end", "unknown") and self._count.get(choice):
+            return "tool_use"
+        return "refusal" if stop == "end" and choice in self._refused else stop
 
-    def _call(self, call: Call, choice: int) -> list[Piece]:
-        """A call is known by its index, and by its id where a provider gives every call the index 0."""
+    def _call(self, call: Call, choice: int, *, twice: bool) -> list[Piece]:
+        """A call is known by its index, and where a provider gives every call the same index or none, by its id, or
+        by standing in one chunk with another (`twice`): a chunk never holds two pieces of one call."""
         key = (choice, call.index or 0)
         name = call.function.name if call.function is not None else None
-        arguments = (call.function.arguments if call.function is not None else None) or ""
+        arguments = _arguments(call.function) if call.function is not None else ""
         known = self._calls.setdefault(key, [])
         found: list[Piece] = []
-        if not known or (name and call.id and known[-1][0] != call.id):
+        if not known or (name and (twice or (call.id and known[-1][0] != call.id))):
             if not name:  # the name comes with a later piece
                 self._nameless.setdefault(key, []).append(arguments)
                 return []
@@ -226,6 +236,18 @@ class OpenAISource:
         if arguments:
             found.append(CallSaid(known[-1][1], arguments, choice))
         return found
+
+
+def _calls(delta: Delta) -> list[Call]:
+    if delta.tool_calls:
+        return delta.tool_calls
+    return [Call(function=delta.function_call)] if delta.function_call is not None else []
+
+
+def _arguments(function: Function) -> str:
+    if type(function.arguments) is dict:
+        return msgspec.json.encode(function.arguments).decode()
+    return function.arguments or ""  # type: ignore[return-value]  # the other kind has gone above
 
 
 def _texts(content: str | list[Any]) -> list[str]:

@@ -20,17 +20,20 @@ _BOM = b"\xef\xbb\xbf"
 class Splitter:
     """Bytes in, whole events out, each with the empty line that ends it."""
 
-    __slots__ = ("_begun", "_parts", "_size", "_tail")
+    __slots__ = ("_begun", "_marked", "_parts", "_size", "_tail")
 
     def __init__(self) -> None:
         self._parts: list[bytes] = []  # of the event that has not ended
         self._size = 0
         self._tail = b""  # the last bytes of those, in which an end may have begun
         self._begun = False
+        self._marked: bytes | None = b""  # what may be the beginning of a byte order mark; None once that is decided
 
     def feed(self, chunk: bytes) -> list[bytes]:
         """The events that this chunk completes. Raises Garbled for an event above 1 MiB and for what is plainly no
         event stream."""
+        if self._marked is not None:
+            chunk = self._unmarked(chunk)
         if not chunk:
             return []
         window = self._tail + chunk
@@ -56,12 +59,21 @@ class Splitter:
             raise Garbled(f"an event of the provider's stream is longer than {MAX_EVENT_BYTES} bytes")
         return events
 
+    def _unmarked(self, chunk: bytes) -> bytes:
+        """Without a byte order mark at the very beginning: clients take it for a part of the first field's name."""
+        begin = (self._marked or b"") + chunk
+        if len(begin) < len(_BOM) and _BOM.startswith(begin):
+            self._marked = begin
+            return b""
+        self._marked = None
+        return begin.removeprefix(_BOM)
+
     def rest(self) -> bytes:
         """What has no end yet."""
-        return b"".join(self._parts)
+        return (self._marked or b"") + b"".join(self._parts)
 
     def _check_begin(self, buffer: bytes) -> None:
-        if not self._begun and (begin := buffer.removeprefix(_BOM).lstrip()[:1]):
+        if not self._begun and (begin := buffer.lstrip()[:1]):
             self._begun = True
             if begin in b"<{[":
                 raise Garbled(f"the provider sent no event stream but {buffer[:60].decode('utf-8', 'replace')!r}")
@@ -88,7 +100,7 @@ def fields(event: bytes) -> tuple[bytes, bytes | None]:
     """The name and the data of an event; data None for one of comments only. Raises Garbled for lines that no event
     stream has."""
     name, data = b"", []
-    for line in _LINE.split(event.removeprefix(_BOM)):
+    for line in _LINE.split(event):
         if not line or line[:1] == b":":
             continue
         field, _, value = line.partition(b":")
