@@ -314,9 +314,6 @@ async def test_a_spent_budget_is_a_402_with_its_figures(client: Any) -> None:
     assert caught.value.body["metadata"]["limit_usd"] == 0.000001
 
 
-@pytest.mark.xfail(
-    strict=True, reason="`decide` refuses by what is left without asking the ledger, so nobody knows whose limit it is"
-)
 async def test_a_spent_budget_is_told_with_its_figures_without_a_ceiling_too(client: Any) -> None:
     with pytest.raises(openai.APIStatusError) as caught:
         await done(client.with_options(api_key=BOB).chat.completions.create(model="frontier", messages=USER))

@@ -244,7 +244,7 @@ async def test_every_door_that_can_cost_is_closed_by_an_exhausted_budget(tmp_pat
 
 async def test_a_pinned_model_is_never_rerouted(tmp_path: Path) -> None:
     async with telling(tmp_path) as (story, one, _two):
-        story.gateway.router.health = Health(clock=lambda: 0.0)
+        story.gateway.router.books.health = Health(clock=lambda: 0.0)
         await story.ask("by its name", model=CHEAP)
         await story.ask("with a colon, in the other dialect", ANTHROPIC, model="two:dear")
         await story.ask("by the name that only one provider has", model="dear")

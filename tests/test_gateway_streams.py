@@ -89,7 +89,7 @@ async def test_a_caller_who_leaves_at_any_byte_stops_the_provider_and_pays_for_w
 async def test_a_caller_who_leaves_before_the_first_byte_stops_the_provider(
     tmp_path: Path, stage: str, bills: bool
 ) -> None:
-    """S2: at the worst case, since nobody knows what was used, unless such calls are not billed."""
+    """S2: what it read and can have written until then, unless such calls are not billed."""
     step: Step = hang_after_headers() if stage == "after headers" else hang_before_headers
     async with (
         FakeUpstream(step) as one,
@@ -104,7 +104,8 @@ async def test_a_caller_who_leaves_before_the_first_byte_stops_the_provider(
             await seen.gone.wait()
             record = await gateway.last()
             (hold, _), (_, charge) = gateway.ledger.holds[-1], gateway.ledger.charges[-1]
-            assert (charge.cost_nano, charge.kind) == ((hold.amount_nano, "estimated") if bills else (0, "released"))
+            assert charge.kind == ("estimated" if bills else "released")
+            assert 0 < charge.cost_nano < hold.amount_nano if bills else charge.cost_nano == 0
             assert (record.outcome.status, len(gateway.ledger.charges)) == ("abandoned", number + 1)
 
 

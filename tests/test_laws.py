@@ -16,7 +16,7 @@ from tierwise.core.snapshot import Snapshot, dump, load
 from tierwise.core.weigh import worst_case_nano
 from tierwise.core.words import REASONS, WHY_NOT
 
-# Denials do not count as calls; each model can be denied at most twice on a path, so a story cannot be longer than this.
+# Denials do not count as calls; each model can be denied at most twice on a path, so no story is longer than this.
 MOST_STEPS = 120
 LAWS = settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 

@@ -63,7 +63,9 @@ class AgainstAModel(RuleBasedStateMachine):
         )
 
     def subject(self, budget: Budget, payer: Payer, session: str) -> str:
-        return session if budget.scope == "session" else str(getattr(payer, budget.scope))
+        if budget.scope == "session":
+            return f"{payer} {session}"  # a session is its payer's own
+        return str(getattr(payer, budget.scope))
 
     def path(self, payer: Payer, session: str) -> list[tuple[Budget, int, int, int]]:
         applying = (budget for budget in MODEL_BUDGETS if self.applies(budget, payer, session))

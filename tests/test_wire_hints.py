@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from typing import Any
 
@@ -136,6 +137,10 @@ def test_a_caller_never_chooses_who_pays(key: str) -> None:
     assert "who pays" in refused("openai_chat", CHAT, **{f"x_tierwise_{key}": "other"}).message
 
 
+def person(name: str) -> str:
+    return "user-" + hashlib.sha256(name.encode()).hexdigest()[:32]
+
+
 @pytest.mark.parametrize(
     ("body", "headers", "session"),
     [
@@ -145,8 +150,8 @@ def test_a_caller_never_chooses_who_pays(key: str) -> None:
         ({}, {"x_claude_code_session_id": "e"}, "e"),
         ({}, {"x_litellm_session_id": "f"}, "f"),
         ({}, {"helicone_session_id": "g"}, "g"),
-        ({"metadata": {"user_id": "h"}, "user": "z"}, {}, "h"),
-        ({"user": "i"}, {}, "i"),
+        ({"metadata": {"user_id": "h"}, "user": "z"}, {}, person("h")),
+        ({"user": "i"}, {}, person("i")),
         ({"session_id": "a", "tierwise": {"session": "own"}}, {}, "own"),
     ],
 )

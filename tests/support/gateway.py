@@ -239,7 +239,7 @@ class Gateway:
 
     def rested(self) -> None:
         """Forget every failure: the next request finds all models awake."""
-        self.router.health = Health()
+        self.router.books.health = Health()
 
     async def records(self) -> list[Record]:
         """The journal, oldest first."""

@@ -115,7 +115,7 @@ def worlds(draw: st.DrawFn) -> Snapshot:
         clamp=draw(st.booleans()),
         dearer=draw(st.booleans()),
     )
-    unreached = [problem for problem in check(snapshot.policies["default"], snapshot.catalogue)]
+    unreached = list(check(snapshot.policies["default"], snapshot.catalogue))
     assert all("nothing leads" in problem.what for problem in unreached), unreached
     return snapshot
 

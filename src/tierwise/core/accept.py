@@ -21,10 +21,10 @@ def agree(one: ReplyFacts, other: ReplyFacts, similarity: float) -> bool:
 def agreeing(replies: dict[int, Replied], accept: Accept) -> int | None:
     """The first reply that enough replies (itself included) agree with; None when there is none."""
     for index, reply in replies.items():
-        same = sum(agree(reply.facts, other.facts, accept.similarity) for other in replies.values())
-        if reply.facts.answer_key or reply.facts.sketch:
-            if same >= (accept.agreement or 1):
-                return index
+        # By model: one that two rungs have in common and that says the same twice is one voice.
+        same = {other.model for other in replies.values() if agree(reply.facts, other.facts, accept.similarity)}
+        if (reply.facts.answer_key or reply.facts.sketch) and len(same) >= (accept.agreement or 1):
+            return index
     return None
 
 

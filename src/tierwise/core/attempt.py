@@ -34,6 +34,7 @@ HELPER_TOKENS = 256
 # What a helper is shown of a request and of a reply; enough for a judgement, bounded for the bill.
 HELPER_CHARACTERS = 6_000
 _HELPER_FRAME_TOKENS = 600
+_DRAFT_FRAME_TOKENS = 300
 # Two models that call the request wrong are right: it is the request.
 REJECTIONS = 2
 # Nobody waits longer than this between two attempts of one request.
@@ -143,13 +144,18 @@ class Attempts:
         """The limits of one request: failed attempts, calls of every kind, rejections."""
         events = self.episode.events
         calls = sum(not isinstance(event, Denied) and not getattr(event, "cached", False) for event in events)
-        if calls >= self.policy.calls:
+        replied = any(isinstance(event, Replied) for event in events)
+        # The last call is the reply's: helpers that used it up would have the request refused, and be paid for it.
+        kept = 0 if replied or isinstance(about, Serve) else 1
+        if calls >= self.policy.calls - kept:
             self.say(at, "calls_exhausted", ("calls", calls))
             return True
+        if any(isinstance(event, Denied) and event.denial.code == "step_limit" for event in events):
+            return True  # a session without steps has none for any model
         if not isinstance(about, Serve):
             # A helper is tried once: it is not worth the request's own attempts.
             return any(event.at == at and isinstance(event, Failed | Denied) for event in events)
-        failed = [event for event in events if isinstance(event, Failed)]
+        failed = [event for event in events if isinstance(event, Failed) and not event.helper]
         if len(failed) >= self.policy.attempts:
             self.say(at, "attempts_exhausted", ("attempts", len(failed)))
             return True
@@ -199,7 +205,7 @@ class Attempts:
         """Whether a fallback would cost more than what failed, where the policy does not want that."""
         if self.policy.dearer:
             return False
-        failed = {event.model for event in self.episode.events if isinstance(event, Failed)}
+        failed = {event.model for event in self.episode.events if isinstance(event, Failed) and not event.helper}
         if not failed or each.model.id in failed:
             return False
         costs = [self.candidates[model].cost_nano for model in failed if model in self.candidates]
@@ -218,21 +224,32 @@ class Attempts:
             return None if limit is not None and worst > limit else (None, worst)
         features = self.episode.features
         wanted = features.max_tokens if features.max_tokens is not None else each.model.max_output_tokens
-        worst = worst_case_nano(each.model, self.episode, wanted)
+        added = self._drafts_bound(about)
+        worst = worst_case_nano(each.model, self.episode, wanted, added)
         if each.model.price is None:
             return None, worst
         free = features.max_tokens is None or self.policy.clamp
         limit = self._affordable(denied_only=not free)
-        if limit is None or worst <= limit:
+        if limit is None:
             return None, worst
+        if worst <= limit:
+            # Where money is counted, the ceiling that was held is the one that the provider is told.
+            return (None if features.max_tokens is not None or each.model.kind == "embedding" else wanted), worst
         if not free or each.model.kind == "embedding":
             return None
-        tokens = affordable_tokens(each.model, self.episode, limit)
-        expected = min(each.output_tokens, wanted)
+        tokens = affordable_tokens(each.model, self.episode, limit, added)
+        expected = min(-(-each.output_tokens // features.n), wanted)
         if tokens < max(1, expected):
-            return None
+            # What was left at the door is no refusal: only the ledger knows whose limit it is and if waiting helps.
+            known = self._affordable(denied_only=True)
+            return None if known is not None and worst > known else (None, worst)
         tokens = min(tokens, wanted)
-        return tokens, worst_case_nano(each.model, self.episode, tokens)
+        return tokens, worst_case_nano(each.model, self.episode, tokens, added)
+
+    def _drafts_bound(self, about: Serve) -> int:
+        """The tokens, at most, of the rejected replies that are passed on: four bytes a character, and words around."""
+        facts = [event.facts for i in about.drafts if isinstance(event := self.episode.events[i], Replied)]
+        return sum(4 * each.characters + _DRAFT_FRAME_TOKENS for each in facts)
 
     def _affordable(self, *, denied_only: bool) -> int | None:
         """What a hold can be, as far as we know; None when nothing limits it. The ledger has the last word."""

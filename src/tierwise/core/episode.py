@@ -105,7 +105,6 @@ REFUSALS = (
     "upstream_failed",
     "upstream_rejected",
     "all_resting",
-    "deadline_exceeded",
     "not_granted",
 )
 
@@ -154,6 +153,7 @@ class Failed(msgspec.Struct, frozen=True, kw_only=True, tag="failed", omit_defau
     status: int = 0
     retry_after_ms: int | None = None
     cost_nano: int | None = 0  # what we were, or must assume we were, billed for it
+    helper: bool = False  # of a question or a grade: it costs its answer, never an attempt of the request
     message: str = ""  # for people; bounded, and never holding a secret
 
 

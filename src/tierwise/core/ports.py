@@ -28,7 +28,8 @@ class Ledger(Protocol):
     def settle(self, hold_id: str, charge: Charge) -> None:
         """Post what the attempt cost. Returns at once and never raises for money reasons: it only leaves a message for
         a task that the request does not own, so a cancelled request cannot lose it. The first closes a hold; later
-        ones are ignored."""
+        ones are ignored. A request that was cancelled while it waited for its hold settles an id that may only be held
+        afterwards: a store that waits must then not hold it."""
         ...
 
     async def drain(self) -> None:
@@ -95,6 +96,16 @@ class Journal(Protocol):
     async def close(self) -> None: ...
 
 
+class Departure:
+    """Whether a call has left this process. Set by the upstream just before its first byte goes out: whoever is
+    cancelled before owes nothing."""
+
+    __slots__ = ("gone",)
+
+    def __init__(self) -> None:
+        self.gone = False
+
+
 class Outgoing(msgspec.Struct, frozen=True, kw_only=True):
     """One call to a provider, ready to send."""
 
@@ -104,6 +115,7 @@ class Outgoing(msgspec.Struct, frozen=True, kw_only=True):
     stream: bool
     deadlines: Deadlines
     headers: tuple[tuple[str, str], ...] = ()
+    departure: Departure = msgspec.field(default_factory=Departure)
 
 
 class UpstreamError(Exception):

@@ -8,7 +8,7 @@ from tierwise.core.episode import Candidate, Denied, Episode, Fact, Failed, Refu
 def refusal(episode: Episode, candidates: dict[str, Candidate]) -> Refuse:
     """The refusal of an episode that has no one left to ask. The strongest cause is told: what the caller can mend
     before what it can only wait for, money before failures."""
-    failed = [event for event in episode.events if isinstance(event, Failed)]
+    failed = [event for event in episode.events if isinstance(event, Failed) and not event.helper]
     denied = [event for event in episode.events if isinstance(event, Denied) and event.denial.code != "retry_budget"]
     if any(event.kind == "rejected" for event in failed) and failed[-1].kind == "rejected":
         return Refuse("upstream_rejected", (("model", failed[-1].model), ("status", failed[-1].status)))
@@ -17,7 +17,7 @@ def refusal(episode: Episode, candidates: dict[str, Candidate]) -> Refuse:
     if failed:
         waits = [event.retry_after_ms for event in failed if event.retry_after_ms is not None]
         facts: tuple[tuple[str, Fact], ...] = (("attempts", len(failed)), ("last", failed[-1].kind))
-        return Refuse("upstream_failed", (*facts, *((("retry_after_ms", max(waits)),) if waits else ())))
+        return Refuse("upstream_failed", (*facts, *((("retry_after_ms", min(waits)),) if waits else ())))
     codes = [candidate.code for candidate in candidates.values() if candidate.code != "wrong_kind"]
     if codes and "resting" in codes:
         wait = min(

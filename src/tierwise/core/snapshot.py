@@ -42,7 +42,8 @@ def build(catalogue: Catalogue, policies: dict[str, Policy], estimator: Estimato
     content = _Content(SNAPSHOT_VERSION, catalogue, policies, estimator)
     digest = hashlib.sha256(_ENCODER.encode(content)).hexdigest()[:16]
     words = tuple(dict.fromkeys(word for policy in policies.values() for word in keywords(policy)))
-    served = policies | {tier_policy(tier): _for_tier(tier) for tier in catalogue.tiers}
+    usual = policies.get("default")
+    served = policies | {tier_policy(tier): _for_tier(tier, usual) for tier in catalogue.tiers}
     return Snapshot(hash=digest, catalogue=catalogue, policies=served, estimator=estimator, keywords=words)
 
 
@@ -51,10 +52,13 @@ def tier_policy(tier: str) -> str:
     return f"tier:{tier}"
 
 
-def _for_tier(tier: str) -> Policy:
-    """A tier asked for by name: its best model, and no other tier."""
-    plans: dict[str, Plan] = {"screen": Keep(keep=Screen(), then="tier"), "tier": Best(best=(tier,))}
-    return Policy(name=tier_policy(tier), start="screen", plans=plans)
+def _for_tier(tier: str, usual: Policy | None) -> Policy:
+    """A tier asked for by name: its best model, under the default policy's screen, amounts and limits."""
+    first = usual.plans.get(usual.start) if usual else None
+    screen = first.keep if isinstance(first, Keep) else Screen()
+    plans: dict[str, Plan] = {"screen": Keep(keep=screen, then="tier"), "tier": Best(best=(tier,))}
+    policy = usual or Policy(name="", start="", plans={})
+    return msgspec.structs.replace(policy, name=tier_policy(tier), start="screen", plans=plans)
 
 
 def problems(catalogue: Catalogue, policies: dict[str, Policy]) -> tuple[Problem, ...]:

@@ -121,7 +121,7 @@ def billed_model(catalogue: Catalogue, routed: Model, served: str) -> Model:
     return max((*(model for model in family if model.price), routed), key=_rate_sum)
 
 
-# -2024-07-18, -20241022, -0613, @20240620, -v2, -preview, -latest, :free: what providers add to a name that means the same.
+# -2024-07-18, -20241022, -0613, @20240620, -v2, -preview, :free: what providers add to a name that means the same.
 _VERSION = re.compile(r"(?:[-@:](?:\d{4}-\d{2}-\d{2}|\d{4,8}|\d{3}|v\d+|preview|latest|free|exp|fp8|instruct))+$")
 
 

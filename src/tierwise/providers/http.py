@@ -79,6 +79,7 @@ class HttpUpstream:
         connection = await pool.connect(address.target, connect_ms / 1000, provider.name)
         limit = EMBEDDINGS_BODY_BYTES if outgoing.path == "embeddings" else BODY_BYTES
         call = self._call(connection, pool.loop, provider.name, deadlines, start_s, limit)
+        outgoing.departure.gone = True
         try:
             await call.ask(head, outgoing.body)
             if 200 <= call.status <= 299 and _right(call.content_type, outgoing.stream) and not call.unknown_encoding:

@@ -94,6 +94,7 @@ class SimulatedUpstream:
 
     async def send(self, outgoing: Outgoing) -> SimulatedIncoming:
         """Answer `chat/completions` or `embeddings`. Raises UpstreamError as the HTTP client would."""
+        outgoing.departure.gone = True
         match outgoing.path.strip("/"):
             case "chat/completions":
                 return await self._chat(outgoing)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Coroutine
 
@@ -15,14 +16,15 @@ import msgspec
 
 from tierwise.core.budget import Charge, Denial, Hold
 from tierwise.core.catalogue import Model
-from tierwise.core.episode import Call, Episode, Failed, FailureKind
+from tierwise.core.episode import Call, Episode, Failed, FailureKind, Serve
 from tierwise.core.money import Usage
-from tierwise.core.ports import Ledger, UpstreamError
+from tierwise.core.ports import Departure, Ledger, UpstreamError
 from tierwise.core.snapshot import Snapshot
 from tierwise.core.weigh import billed_model, charged_nano
 from tierwise.routing.tokens import count
 
 _log = logging.getLogger("tierwise")
+_FASTEST = 4.0  # times the usual speed of a model
 
 
 class Errands:
@@ -64,6 +66,8 @@ class Attempt:
         self.call = call
         self.model: Model = snapshot.catalogue.models[call.model]
         self.id = f"{episode.id}.{number}"
+        self.began = time.monotonic()
+        self.departure = Departure()
         self.dispatched = False
         self.closed = False
 
@@ -125,10 +129,21 @@ class Attempt:
         live to see is released all the same: the ledger ignores an id that it does not hold. Gives what was charged."""
         if self.closed:
             return 0
-        if self.dispatched and self.snapshot.catalogue.providers[self.model.provider].bills_abandoned:
-            return self.worst()
+        gone = self.dispatched or self.departure.gone
+        if gone and self.snapshot.catalogue.providers[self.model.provider].bills_abandoned:
+            return self.paid(self._so_far(), "").cost_nano or 0
         self.release()
         return 0
+
+    def _so_far(self) -> Usage:
+        """What the provider can have written until now, of a reply that nobody saw: no faster than several times its
+        usual speed, no longer than the ceiling."""
+        features = self.episode.features
+        ceiling = self.call.max_tokens or features.max_tokens or self.model.max_output_tokens
+        fastest = math.ceil((time.monotonic() - self.began) * self.model.tokens_per_second * _FASTEST)
+        return Usage(
+            input_tokens=features.input_tokens, output_tokens=min(ceiling, fastest) * features.n, estimated=True
+        )
 
     def _close(self, charge: Charge) -> None:
         if not self.closed:
@@ -154,6 +169,7 @@ def failed_event(attempt: Attempt, error: UpstreamError, after_ms: int) -> Faile
         status=error.status,
         retry_after_ms=error.retry_after_ms,
         cost_nano=attempt.failed(error.kind, error.status),
+        helper=not isinstance(attempt.call.about, Serve),
         message=error.message[:500],
     )
 

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import asyncio
 
-from tierwise.core.ports import Journal, Status
+import msgspec
+
+from tierwise.core.episode import Failed
+from tierwise.core.ports import Journal, Record, Status, UpstreamError
 from tierwise.routing.attempts import Errands
+from tierwise.routing.health import Health
 from tierwise.routing.tally import Tally
 from tierwise.routing.trace import Trace
 
@@ -17,10 +21,16 @@ class Books:
         self.journal = journal
         self.store_texts = store_texts
         self.tally = Tally()
+        self.health = Health()
         self.errands = Errands()
         self.in_flight = 0
         self._idle = asyncio.Event()
         self._idle.set()
+
+    def failed(self, model: str, error: UpstreamError) -> None:
+        """Count a failure, before or after the first byte, and let the model rest when it fails too much."""
+        self.health.failed(model, error.kind, error.retry_after_ms, error.message)
+        self.tally.failed(model, error.kind)
 
     def enter(self) -> None:
         self.in_flight += 1
@@ -40,4 +50,14 @@ class Books:
         prompt = trace.request.body.decode("utf-8", "replace") if self.store_texts else None
         record = trace.record(status, code, prompt=prompt)
         self.tally.count(record)
-        self.journal.write(record)
+        self.journal.write(record if self.store_texts else _wordless(record))
+
+
+def _wordless(record: Record) -> Record:
+    """Without what providers said of a failure: it may quote the prompt."""
+    events = record.episode.events
+    if not any(isinstance(event, Failed) and event.message for event in events):
+        return record
+    replace = msgspec.structs.replace
+    told = tuple(replace(event, message="") if isinstance(event, Failed) else event for event in events)
+    return replace(record, episode=replace(record.episode, events=told))

@@ -79,7 +79,6 @@ class Router:
         self.ledger = ledger
         self.journal = journal
         self.upstream = upstream
-        self.health = Health()
         self.books = Books(journal, store_texts=store_texts)
         self.tally = self.books.tally
         self.errands = self.books.errands
@@ -101,6 +100,10 @@ class Router:
         """From the next request on, this is what is known. Requests under way keep what they began with."""
         self.journal.snapshot(snapshot.hash, dump(snapshot))
         self._snapshot = snapshot
+
+    @property
+    def health(self) -> Health:
+        return self.books.health
 
     @property
     def draining(self) -> bool:
@@ -246,16 +249,17 @@ class Router:
             stream=live,
             deadlines=provider.deadlines,
             headers=sent.headers,
+            departure=attempt.departure,
         )
         began = time.monotonic()
-        attempt.dispatched = True
+        trace.routed = model.id if isinstance(call.about, Serve) else trace.routed
         try:
             incoming = await self.upstream.send(outgoing)
+            attempt.dispatched = True
             if live:
                 # From here on the stream owns the reply and the attempt, also when it fails before its first byte.
                 streamed = Streamed(self.books, trace, attempt, incoming, sent, began)
                 await streamed.begin()
-                self.health.answered(model.id, model.provider)
                 return streamed
             try:
                 reply = await self._read(incoming, trace, provider, sent, call)
@@ -303,6 +307,7 @@ class Router:
     ) -> Event:
         usage = reply.usage if reply.usage is not None else await counted(attempt, reply.output_text)
         paid = attempt.paid(usage, reply.served)
+        trace.note_served(attempt.model, reply.served, paid.billed)
         call = attempt.call
         after_ms = since_ms(trace.started)
         match call.about:
@@ -339,8 +344,7 @@ class Router:
         )
 
     def _failed(self, trace: Trace, attempt: Attempt, error: UpstreamError) -> Failed:
-        self.health.failed(attempt.model.id, error.kind, error.retry_after_ms, error.message)
-        self.tally.failed(attempt.model.id, error.kind)
+        self.books.failed(attempt.model.id, error)
         return failed_event(attempt, error, since_ms(trace.started))
 
     # -------------------------------------------------------------------------------------------- the end

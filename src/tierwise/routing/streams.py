@@ -121,13 +121,18 @@ class Streamed:
                     )
                 return out
         except UpstreamError as error:
-            self._books.tally.failed(self._attempt.model.id, error.kind)
+            self._books.failed(self._attempt.model.id, error)
             return self._break(f"{self._attempt.model.id} broke off: {error.message}", f"upstream_{error.kind}")
         except Garbled as error:
             return self._break(f"{self._attempt.model.id} sent no proper stream: {error}", "upstream_garbled")
         meter = self._relay.meter
         out = self._relay.finish()
         complete = meter.done and not meter.error
+        model = self._attempt.model
+        if complete:
+            self._books.health.answered(model.id, model.provider)
+        else:
+            self._books.failed(model.id, UpstreamError("cut", meter.error or "the stream ended before its end"))
         self._end("answered" if complete else "broken", "" if complete else "cut")
         return out
 
@@ -192,6 +197,7 @@ class Streamed:
     def _settle(self, usage: Usage, status: Status, code: str) -> None:
         meter, call = self._relay.meter, self._attempt.call
         paid = self._attempt.paid(usage, meter.served)
+        self.trace.note_served(self._attempt.model, meter.served, paid.billed)
         event = Replied(
             at=call.at,
             model=call.model,

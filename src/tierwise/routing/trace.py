@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tierwise.core.budget import Lambda
+from tierwise.core.catalogue import Model
 from tierwise.core.episode import Decision, Denied, Episode, Event, Failed, Replied, Told
 from tierwise.core.money import NANO_PER_USD, Usage
 from tierwise.core.ports import Outcome, Record, Status
@@ -51,6 +52,11 @@ class Trace:
         self.routed, self.served, self.billed, self.usage = event.model, event.served, event.billed, event.usage
         self.first_token_ms = event.first_token_ms
         self.baseline_nano = self.baseline(event.usage)
+
+    def note_served(self, model: Model, served: str, billed: str) -> None:
+        """Flag a provider that ran another model than the one it was asked for."""
+        if billed != model.id:
+            self.lost = (*self.lost, f"{model.provider} ran {served[:200]} and not {model.name}; billed as {billed}")
 
     def baseline(self, usage: Usage) -> int | None:
         """What the same tokens would have cost on the baseline model."""

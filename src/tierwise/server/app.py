@@ -327,7 +327,10 @@ async def told(router: Router, record: Record) -> dict[str, Any]:
         data = await router.journal.read_snapshot(record.episode.snapshot)
         if data is None:
             return {"record": record, "explanation": None}
-        snapshot = load(data)
+        try:
+            snapshot = load(data)
+        except msgspec.ValidationError:  # of a version before this one: the record still tells what was decided
+            return {"record": record, "explanation": None}
     found = explain_story(snapshot, record.episode, record.decisions)
     return explained(found, {"record": record})
 

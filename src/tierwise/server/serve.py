@@ -133,6 +133,8 @@ async def _reloaded(reload: Reload) -> None:
         await reload()
     except ConfigError as error:
         _log.error("the configuration was not taken, the last good one stays:\n%s", error)
+    except Exception:  # ours; whatever it is, the next change is read again
+        _log.exception("the configuration was not taken, the last good one stays")
 
 
 def _start(errands: set[asyncio.Task[None]], work: Awaitable[None]) -> None:

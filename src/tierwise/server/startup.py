@@ -31,8 +31,8 @@ def run(setup: Setup, path: Path | None, again: Callable[[], Awaitable[Setup]], 
 
 
 def _tune() -> None:
-    """For a process that does nothing but serve. The journal's thread must not keep the loop waiting for the usual 5 ms,
-    and a request leaves no cycles behind, so the collector need not look after every few hundred objects."""
+    """For a process that does nothing but serve. The journal's thread must not keep the loop waiting for the usual
+    5 ms, and a request leaves no cycles behind, so the collector need not look after every few hundred objects."""
     sys.setswitchinterval(0.001)
     gc.set_threshold(20_000, 20, 50)
 
@@ -47,7 +47,8 @@ async def _serve(
 
     async def reload() -> None:
         fresh = await again()
-        apply(app, fresh)
+        for waits in apply(app, fresh):
+            _log.warning("%s", waits)
         _log.info("configuration taken: snapshot %s", fresh.snapshot.hash)
 
     async def follow(changed: Callable[[], Awaitable[None]]) -> None:

@@ -8,7 +8,7 @@ from tierwise.core.errors import RequestError
 from tierwise.core.request import Prompt, Request, Structure, Turn
 from tierwise.wire import faults
 from tierwise.wire.hints import read_hints
-from tierwise.wire.openai_chat import Tally, hash_schema
+from tierwise.wire.openai_chat import MAX_SEARCHES, Tally, hash_schema
 from tierwise.wire.strict import (
     MAX_TOKENS,
     Json,
@@ -36,6 +36,14 @@ FIELDS = frozenset(
         "tools", "tool_choice", "thinking", "output_config", "output_format", "metadata", "tierwise", "service_tier",
         "container", "context_management", "mcp_servers", "cache_control", "session_id",
     )
+)  # fmt: skip
+
+
+# Blocks that hold their whole text in the body.
+SPELLED_OUT = frozenset(
+    ("server_tool_use", "web_search_tool_result", "web_fetch_tool_result", "search_result", "mcp_tool_use",
+     "mcp_tool_result", "code_execution_tool_result", "bash_code_execution_tool_result",
+     "text_editor_code_execution_tool_result", "tool_reference")
 )  # fmt: skip
 
 
@@ -75,10 +83,12 @@ class Anthropic:
             images=tally.images,
             audio=tally.audio,
             documents=tally.documents,
+            references=tally.references,
             embedded_bytes=tally.embedded_bytes,
             structured=structured,
             schema_hash=schema_hash,
             max_tokens=max_tokens,
+            searches=_searches(tree),
         )
         betas = headers.get("anthropic-beta", "")
         return Request(
@@ -161,8 +171,9 @@ def _block(block: Json, at: str, tally: Tally, texts: list[str]) -> None:
                 text(signature, f"{at}.signature")
         case "redacted_thinking":
             text(block.get("data"), f"{at}.data")
-        case str():
-            pass  # a block of a newer version: its provider will judge it
+        case str() as unknown:
+            # A block of a newer version: its provider will judge it. What the provider's tools found is spelled out.
+            tally.references += unknown not in SPELLED_OUT
         case other:
             raise bad(f"{at}.type", f"must be a string, not {kind(other)}")
 
@@ -190,8 +201,11 @@ def _source(block: Json, at: str, tally: Tally) -> None:
             tally.embedded_bytes += len(text(source.get("data"), f"{at}.source.data", empty=False))
         case "url":
             text(source.get("url"), f"{at}.source.url", empty=False)
+            tally.references += block["type"] == "document"
         case "text":
             text(source.get("data"), f"{at}.source.data")
+        case _:  # a file by its id, or what a newer version brings
+            tally.references += 1
 
 
 def _options(tree: Json) -> None:
@@ -235,6 +249,15 @@ def _tools(tree: Json) -> tuple[tuple[str, ...], bool]:
     if mode == "tool":
         text(choice.get("name"), "tool_choice.name", empty=False)
     return tuple(names), mode in ("any", "tool")
+
+
+def _searches(tree: Json) -> int:
+    """How often the provider may search the web for this request."""
+    found = 0
+    for tool in tree.get("tools") or ():
+        if str(tool.get("type", "")).startswith("web_search"):
+            found += whole(tool, "max_uses", 1, 1_000) or MAX_SEARCHES
+    return found
 
 
 def _output_format(tree: Json) -> tuple[Structure, str]:

@@ -178,9 +178,9 @@ def _session(tree: Json, headers: dict[str, str], metadata: Any, turns: list[Tur
         if value := headers.get(name):
             return _short(value)
     if type(metadata) is dict and type(value := metadata.get("user_id")) is str and value:
-        return _short(value)
+        return _person(value)
     if type(value := tree.get("user")) is str and value:
-        return _short(value)
+        return _person(value)
     # Every later request of the conversation begins in the same way, so it finds the same session.
     digest = hashlib.blake2b(digest_size=12)
     for turn in turns:
@@ -190,6 +190,11 @@ def _session(tree: Json, headers: dict[str, str], metadata: Any, turns: list[Tur
             if turn.role == "user":
                 break
     return "auto-" + digest.hexdigest()
+
+
+def _person(value: str) -> str:
+    """These fields name a person, often by an address: what is kept of them is a hash."""
+    return "user-" + hashlib.sha256(value.encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
 
 def _short(value: str) -> str:

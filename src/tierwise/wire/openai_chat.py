@@ -32,6 +32,7 @@ from tierwise.wire.strict import (
 )
 
 MAX_STOP = 4
+MAX_SEARCHES = 10  # for one reply, where the request sets no limit of its own
 MAX_STOP_CHARACTERS = 1_000
 ROLES = {
     "system": "system",
@@ -58,13 +59,14 @@ _ENCODER = msgspec.json.Encoder(order="sorted")
 class Tally:
     """What a reading counts on its way through the messages."""
 
-    __slots__ = ("audio", "documents", "embedded_bytes", "images", "tool_calls", "turns")
+    __slots__ = ("audio", "documents", "embedded_bytes", "images", "references", "tool_calls", "turns")
 
     def __init__(self) -> None:
         self.turns: list[Turn] = []
         self.images = 0
         self.audio = 0
         self.documents = 0
+        self.references = 0
         self.embedded_bytes = 0
         self.tool_calls = 0
 
@@ -99,10 +101,12 @@ class OpenAIChat:
             images=tally.images,
             audio=tally.audio,
             documents=tally.documents,
+            references=tally.references,
             embedded_bytes=tally.embedded_bytes,
             structured=structured,
             schema_hash=schema_hash,
             max_tokens=max_tokens,
+            searches=MAX_SEARCHES if tree.get("web_search_options") is not None else 0,
             n=n,
         )
         return Request(
@@ -176,8 +180,10 @@ def _parts(parts: list[Any], at: str, tally: Tally) -> str:
                 tally.documents += 1
                 if (data := file.get("file_data")) is not None:
                     tally.embedded_bytes += len(text(data, f"{where}.file.file_data"))
+                else:
+                    tally.references += 1
             case str():
-                pass  # a part of some dialect that we do not know: its provider will judge it
+                tally.references += 1  # of some dialect that we do not know: its provider will judge it
             case other:
                 raise bad(f"{where}.type", f"must be a string, not {kind(other)}")
     return texts[0] if len(texts) == 1 else "\n".join(texts)
