@@ -12,6 +12,7 @@ from typing import Any
 
 import msgspec
 
+from tierwise.core.changes import named_changes
 from tierwise.core.decide import decide
 from tierwise.core.eligible import barred, unfit
 from tierwise.core.episode import Call, Candidate, Decision, Episode, Refuse
@@ -108,7 +109,7 @@ def flips(snapshot: Snapshot, episode: Episode, decision: Decision) -> tuple[Fli
 
 
 def _flips(snapshot: Snapshot, episode: Episode, model: str) -> Iterator[Flip]:
-    for change in _named_changes(episode):
+    for change in named_changes(episode, snapshot.policies[episode.policy]):
         other = _asked(snapshot, change[2])
         if other != model:
             yield Flip(what=change[0], was=change[1], would_be=change[3], model=other, size=1.0)
@@ -117,32 +118,6 @@ def _flips(snapshot: Snapshot, episode: Episode, model: str) -> Iterator[Flip]:
         if found is not None:
             factor, other = found
             yield Flip(what=what, was=was, would_be=_round(start * factor), model=other, size=abs(log2(factor)))
-
-
-def _named_changes(episode: Episode) -> Iterator[tuple[str, str | None, Episode, str]]:
-    """(what, was, the changed episode, would be) for the things that are one of a few names."""
-    replace = msgspec.structs.replace
-    if episode.pinned:
-        yield "model", episode.pinned, replace(episode, pinned="", requested="auto"), "auto"
-        return
-    for criticality in ("user", "internal"):
-        if criticality != episode.criticality:
-            yield "criticality", episode.criticality, replace(episode, criticality=criticality), criticality
-    for latency in ("interactive", "background", "batch"):
-        if latency != episode.latency:
-            yield "latency", episode.latency, replace(episode, latency=latency), latency
-    for task in ("greeting", "extraction", "summarisation", "code", "reasoning"):
-        if task != episode.features.task:
-            changed = replace(episode, features=replace(episode.features, task=task))
-            yield "task", episode.features.task, changed, task
-    for model, wait_ms in episode.resting:
-        others = tuple(each for each in episode.resting if each[0] != model)
-        yield f"{model} rests", f"{wait_ms} ms", replace(episode, resting=others), "no"
-    for what in ("allow", "deny", "locality", "min_quality", "max_latency_ms", "max_cost_nano"):
-        had = getattr(episode.hints, what)
-        if had:
-            empty = () if what in ("allow", "deny") else None
-            yield what, str(had), replace(episode, hints=replace(episode.hints, **{what: empty})), "not given"
 
 
 Ask = Callable[[float], str]
