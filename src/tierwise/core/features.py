@@ -66,7 +66,7 @@ def extract(prompt: Prompt, keywords: tuple[str, ...] = ()) -> Features:
     folded, system = text.last.casefold(), _system(text.system)
     own = words(folded)
     seen = tasks.read(prompt, text.last, own, text.counts, system.orders, words(text.before.casefold()))
-    template = templates.find({*own, *system.words}, system.folded, folded)
+    template = templates.find(system.triggers | templates.triggers(own), system.folded, folded)
     system_text = _whole(prompt.turns, "system")
     return Features(
         input_tokens=_tokens(prompt, text),
@@ -104,7 +104,7 @@ class _System(msgspec.Struct, frozen=True):
     """What a system prompt says. Nearly every request of a workload brings the same one, so it is read once."""
 
     folded: str
-    words: frozenset[str]
+    triggers: frozenset[str]
     orders: tuple[int, ...]
     tokens: float
 
@@ -113,7 +113,7 @@ class _System(msgspec.Struct, frozen=True):
 def _system(read: str) -> _System:
     folded = read.casefold()
     found = words(folded)
-    return _System(folded, frozenset(found), tasks.orders(found), count(read).tokens)
+    return _System(folded, templates.triggers(found), tasks.orders(found), count(read).tokens)
 
 
 def _read(turns: tuple[Turn, ...]) -> _Text:

@@ -76,14 +76,20 @@ _BY_TRIGGER: dict[str, tuple[Template, ...]] = {
     for trigger in dict.fromkeys(each.trigger for each in TEMPLATES)
 }
 
+_TRIGGERS = frozenset(_BY_TRIGGER)
 
-def find(present: set[str], *texts: str) -> Template | None:
+
+def triggers(words: list[str]) -> frozenset[str]:
+    """Those of the words without which no template can be there."""
+    return _TRIGGERS.intersection(words)
+
+
+def find(present: frozenset[str], *texts: str) -> Template | None:
     """The first known template, in the order of the table, whose marker is in one of the casefolded texts. `present`
-    holds their words."""
-    triggers = _BY_TRIGGER.keys() & present
-    if not triggers:
+    holds their triggers."""
+    if not present:
         return None
     spaced = [" ".join(text.split()) for text in texts if text]
-    candidates = [each for trigger in triggers for each in _BY_TRIGGER[trigger]]
+    candidates = [each for trigger in present for each in _BY_TRIGGER[trigger]]
     hits = [each for each in candidates if any(each.marker in text for text in spaced)]
     return min(hits, key=TEMPLATES.index) if hits else None
