@@ -6,6 +6,7 @@ Exit codes: 0 done, 1 the answer is no (nothing can serve, no such decision), 2 
 from __future__ import annotations
 
 import asyncio
+import io
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -44,6 +45,11 @@ def main() -> None:
     """The `tierwise` command. No traceback reaches a person for anything that is theirs to mend."""
     from tierwise.core.errors import ConfigError, RequestError, TierwiseError
 
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal that cannot show an arrow is no reason to stop
+    if any("\udc80" <= letter <= "\udcff" for argument in sys.argv for letter in argument):
+        _stop("the arguments are not valid UTF-8; give a text through standard input with -", WRONG)
     try:
         app()
     except ConfigError as error:
@@ -65,13 +71,15 @@ def serve(
     json: Annotated[bool, typer.Option("--json", help="Print the start-up facts as one line of JSON.")] = False,
 ) -> None:
     """Start the gateway, and serve until it is told to stop (SIGTERM drains, SIGHUP reloads)."""
+    import msgspec
+
     from tierwise.server.startup import banner, facts, run
 
     path = _path(config)
     setup = _load(path, host=host, port=port, state=state)
 
     def started(at: int) -> None:
-        _print(facts(setup, at) if json else banner(setup, at), json)
+        _print(msgspec.json.encode(facts(setup, at)).decode() if json else banner(setup, at))
 
     def again() -> Any:
         from tierwise.config import reload

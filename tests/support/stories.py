@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from support.worlds import BIG, MID, MODELS, RIVAL, TINY, episode, world
 from tierwise.core.budget import Denial, Lambda
 from tierwise.core.check_policy import check
-from tierwise.core.episode import PASSING, Ask, Call, Denied, Episode, Event, Failed, Grade, Replied, ReplyFacts, Told
+from tierwise.core.episode import AGAIN, Ask, Call, Denied, Episode, Event, Failed, Grade, Replied, ReplyFacts, Told
 from tierwise.core.money import Usage
 from tierwise.core.policy import (
     Accept,
@@ -146,7 +146,7 @@ def events(draw: st.DrawFn, call: Call, after_ms: int) -> Event:
         affordable = draw(st.integers(0, max(0, call.worst_case_nano - 1)))
         return Denied(**common, denial=Denial(scope="team", code=code, affordable_nano=affordable))
     if way == "failed":
-        kind = draw(st.sampled_from((*PASSING, "rejected", "auth", "not_found")))
+        kind = draw(st.sampled_from((*AGAIN, "garbled", "too_large", "rejected", "auth", "not_found")))
         return Failed(**common, kind=kind, retry_after_ms=draw(st.none() | st.integers(0, 60_000)), cost_nano=0)
     match call.about:
         case Ask(topic=topic, answers=answers):

@@ -11,7 +11,7 @@ from typing import Literal, Protocol
 import msgspec
 
 from tierwise.core.episode import (
-    PASSING,
+    AGAIN,
     About,
     Ask,
     Call,
@@ -288,7 +288,7 @@ class Attempts:
         waits: list[tuple[int, Weighed]] = []
         for each in ordered:
             own = [event for event in failed if event.model == each.model.id]
-            if not own or own[-1].kind not in PASSING or self._denied_again(at, each):
+            if not own or own[-1].kind not in AGAIN or self._denied_again(at, each):
                 continue
             backoff = round(_BACKOFF_MS * 2 ** (len(own) - 1) * (1 + self.episode.draw))
             wait = own[-1].retry_after_ms if own[-1].retry_after_ms is not None else backoff

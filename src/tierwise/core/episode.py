@@ -28,8 +28,8 @@ FailureKind = Literal[
     "cut",  # ended before its end, nothing delivered yet
     "too_large",  # body, line or header above our bounds
 ]
-# What asking another model, or the same one again, may mend.
-PASSING: tuple[FailureKind, ...] = ("connect", "timeout", "rate_limited", "overloaded", "garbled", "cut", "too_large")
+# What asking the same model once more may mend. What it garbles, it will garble again, and bill again.
+AGAIN: tuple[FailureKind, ...] = ("connect", "timeout", "rate_limited", "overloaded", "cut")
 
 
 class Reason(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -25,7 +25,7 @@ class Meaning(msgspec.Struct, frozen=True):
 
 def meaning(snapshot: Snapshot, name: str, policy_hint: str | None, kind: Literal["chat", "embedding"]) -> Meaning:
     """Raises Unknown, with the nearest names, for a name that means nothing here."""
-    policy = _policy(snapshot, policy_hint) if policy_hint else "default"
+    policy = _policy(snapshot, policy_hint, "policy") if policy_hint else "default"
     if name in ("", AUTO, CLAUDE_ALIAS):
         return Meaning(policy, _one_embedding(snapshot) if kind == "embedding" else "")
     if name.startswith(("auto/", "auto:")):
@@ -56,6 +56,19 @@ def meaning(snapshot: Snapshot, name: str, policy_hint: str | None, kind: Litera
     )
 
 
+def check_selectors(snapshot: Snapshot, what: str, names: tuple[str, ...]) -> None:
+    """Raises BadRequest for a name under `allow` or `deny` that is no model, tier or provider: it would do nothing."""
+    catalogue = snapshot.catalogue
+    for name in names:
+        if name not in catalogue.models and name not in catalogue.tiers and name not in catalogue.providers:
+            known = [*catalogue.tiers, *catalogue.providers, *catalogue.models]
+            raise BadRequest(
+                f"{what}: no model, tier or provider is named {name[:200]!r}{_hint(name, known)}",
+                code="invalid_hint",
+                param=what,
+            )
+
+
 def offered(snapshot: Snapshot) -> list[str]:
     """Every name that a caller may use, the policies first."""
     named = [name for name in snapshot.policies if name != "default" and not name.startswith("tier:")]
@@ -63,14 +76,14 @@ def offered(snapshot: Snapshot) -> list[str]:
     return [AUTO, *policies, *snapshot.catalogue.tiers, *snapshot.catalogue.models, CLAUDE_ALIAS]
 
 
-def _policy(snapshot: Snapshot, name: str) -> str:
+def _policy(snapshot: Snapshot, name: str, param: str = "model") -> str:
     if name in snapshot.policies and not name.startswith("tier:"):
         return name
     known = [each for each in snapshot.policies if not each.startswith("tier:")]
     raise Unknown(
         f"no policy is named {name!r}{_hint(name, known)}",
         code="policy_not_found",
-        param="model",
+        param=param,
         metadata={"nearest": _near(name, known)},
     )
 

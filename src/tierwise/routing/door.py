@@ -15,7 +15,7 @@ import msgspec
 from tierwise.core.catalogue import Kind
 from tierwise.core.episode import Episode
 from tierwise.core.features import extract
-from tierwise.core.names import meaning
+from tierwise.core.names import check_selectors, meaning
 from tierwise.core.ports import Ledger
 from tierwise.core.request import Features, Payer, Request
 from tierwise.core.snapshot import Snapshot
@@ -33,10 +33,13 @@ def open_episode(
     now: Callable[[], float] = time.time,
     draw: Callable[[], float] = random.random,
 ) -> Episode:
-    """The story's first page. Raises Unknown for a model name that means nothing."""
+    """The story's first page. Raises Unknown or BadRequest for a name that means nothing."""
     hints = request.hints
     kind: Kind = "embedding" if request.wire == "openai_embeddings" else "chat"
     means = meaning(snapshot, request.model, hints.policy, kind)
+    if hints.allow or hints.deny:
+        check_selectors(snapshot, "allow", hints.allow)
+        check_selectors(snapshot, "deny", hints.deny)
     at = now()
     features = _features(request, snapshot)
     task = "embedding" if kind == "embedding" else hints.task

@@ -68,7 +68,8 @@ class Health:
             return  # the request's fault, not the model's
         state = self._models.setdefault(model, _State())
         state.failures += 1
-        state.cause = f"{kind}: {message}" if message else kind
+        # Every caller is told why a model rests, so never in words that may quote what another one sent.
+        state.cause = f"{kind}: {message}" if kind == "connect" else kind
         rest_ms = 0
         if retry_after_ms is not None:
             rest_ms = retry_after_ms

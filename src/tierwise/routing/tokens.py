@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
+import threading
 from functools import cache
 from importlib.resources import files
 from typing import TYPE_CHECKING
@@ -20,6 +21,7 @@ _log = logging.getLogger("tierwise")
 _RANKS_SHA256 = "446a9538cb6c348e3516120d7c08b09f57c36495e2acfffe59a5bf8b0cfb1a2d"
 # Encoding is linear but a very long run of one character is slow in any byte-pair encoder, so it is done in pieces.
 _PIECE = 20_000
+_MAKING = threading.Lock()
 
 
 async def count(text: str) -> int:
@@ -39,8 +41,13 @@ def count_now(text: str) -> int:
     return sum(len(encoding.encode_ordinary(text[start : start + _PIECE])) for start in range(0, len(text), _PIECE))
 
 
-@cache
 def _encoding() -> tiktoken.Encoding:
+    with _MAKING:  # several threads may be the first; the ranks take some 90 MB each time they are read
+        return _made()
+
+
+@cache
+def _made() -> tiktoken.Encoding:
     import base64
 
     import tiktoken

@@ -48,6 +48,13 @@ def headers_of(scope: Scope) -> dict[str, str]:
 
 async def read_body(headers: dict[str, str], receive: Receive, limit: int) -> bytes:
     """The whole body. Raises a 413 above the limit, a 408 when it does not come in time, Gone when the caller left."""
+    encoding = headers.get("content-encoding", "identity")
+    if encoding not in ("", "identity"):
+        raise BadRequest(
+            f"a body with content-encoding {encoding[:40]!r} is not read; send it as it is",
+            code="unsupported_encoding",
+            status=415,
+        )
     declared = headers.get("content-length", "")
     if declared.isdigit() and int(declared) > limit:
         raise too_large(limit)

@@ -67,8 +67,11 @@ async def serve(
 def _server(app: App, host: str, port: int) -> uvicorn.Server:
     import uvicorn
 
+    from tierwise.server.protocol import Protocol
+
     config = uvicorn.Config(
         app,
+        http=Protocol,
         host=host,
         port=port,
         log_config=None,
@@ -81,7 +84,6 @@ def _server(app: App, host: str, port: int) -> uvicorn.Server:
         lifespan="off",
         ws="none",
         proxy_headers=False,
-        h11_max_incomplete_event_size=64 * 1024,
     )
 
     class Server(uvicorn.Server):

@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tierwise.core.errors import ConfigError, Problem
 from tierwise.core.money import usd_text
 from tierwise.core.policy import Best, Cascade, Plan, Rules, Use
 
@@ -23,9 +24,11 @@ def run(setup: Setup, path: Path | None, again: Callable[[], Awaitable[Setup]], 
     """Serve this setup until a signal. `again` reads the configuration anew."""
     import uvloop
 
-    logging.basicConfig(
-        level=os.environ.get("TIERWISE_LOG", "INFO").upper(), format="%(asctime)s %(levelname)s %(message)s"
-    )
+    level = os.environ.get("TIERWISE_LOG", "INFO").upper()
+    if level not in logging.getLevelNamesMapping():
+        known = ", ".join(name.lower() for name in logging.getLevelNamesMapping() if name != "NOTSET")
+        raise ConfigError((Problem("TIERWISE_LOG", f"{level.lower()[:40]!r} is no log level; take one of {known}"),))
+    logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(message)s")
     _tune()
     uvloop.run(_serve(setup, path, again, started))
 

@@ -1,0 +1,88 @@
+"""uvicorn's HTTP/1.1 protocol with the limits that it leaves to a proxy: a head has an end, in bytes and in time.
+
+Also: trailers are no headers (a proxy in front has not seen them), and an offer to upgrade to HTTP/2 is declined, and
+not taken for the end of the request as the parser would have it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+
+import msgspec
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+HEAD_BYTES = 64 * 1024
+# A head that has begun and does not end in this time belongs to nobody who means well.
+HEAD_S = 10.0
+_OFFERS = re.compile(rb"(?im)^(?:upgrade|http2-settings):[^\r\n]*\r\n")
+
+
+class Protocol(HttpToolsProtocol):
+    """One connection."""
+
+    _in_head = True
+    _head_bytes = 0
+    _head_timer: asyncio.TimerHandle | None = None
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._disarm()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        if self._in_head and b"pgrade" in data:
+            data = _without_offers(data)
+        self._head_bytes += len(data)
+        super().data_received(data)
+        if not self._in_head:
+            self._disarm()
+        elif self._head_bytes > HEAD_BYTES:
+            self._refuse(b"431 Request Header Fields Too Large", f"the head is above {HEAD_BYTES} bytes")
+        elif self._head_timer is None and self._head_bytes:
+            self._head_timer = self.loop.call_later(HEAD_S, self._late)
+
+    def on_message_begin(self) -> None:
+        self._in_head = True
+        super().on_message_begin()
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self._in_head:
+            super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        self._in_head = False
+        super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        super().on_message_complete()
+        # What follows is the head of the next request, if there is one.
+        self._in_head, self._head_bytes = True, 0
+
+    def _unsupported_upgrade_warning(self) -> None:
+        """Nothing to say: a request that offers more than we speak is served as it is."""
+
+    def _late(self) -> None:
+        self._refuse(b"408 Request Timeout", f"the head did not end in {HEAD_S:.0f} s")
+
+    def _refuse(self, status: bytes, why: str) -> None:
+        self._disarm()
+        if self.transport.is_closing():
+            return
+        body = (
+            b'{"error":{"type":"invalid_request_error","code":"bad_head","message":"%s","param":null}}' % why.encode()
+        )
+        self.transport.write(
+            b"HTTP/1.1 %s\r\ncontent-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n%s"
+            % (status, len(body), body)
+        )
+        self.transport.close()
+
+    def _disarm(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
+
+
+def _without_offers(data: bytes) -> bytes:
+    head, end, rest = data.partition(b"\r\n\r\n")
+    return _OFFERS.sub(b"", head + b"\r\n")[:-2] + end + rest if end else data

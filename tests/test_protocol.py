@@ -1,0 +1,78 @@
+"""The head of a request has an end, trailers are no headers, and an offer of HTTP/2 is declined."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.support.gateway import Gateway, world
+from tests.support.upstream import FakeUpstream
+from tierwise.server import protocol
+
+BODY = json.dumps({"model": "auto", "messages": [{"role": "user", "content": "Hello"}]}).encode()
+HEAD = b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+
+
+async def said(gateway: Gateway, *pieces: bytes) -> bytes:
+    """What the gateway answers to these bytes, until it has answered once or hung up."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", int(gateway.url.rsplit(":", 1)[1]))
+    try:
+        for piece in pieces:
+            writer.write(piece)
+            await writer.drain()
+        return await asyncio.wait_for(reader.read(65_536), 20)
+    finally:
+        writer.close()
+
+
+@pytest.mark.parametrize("trailer", [b"x-tierwise-deny: one", b"authorization: Bearer other", b"host: elsewhere"])
+async def test_a_trailer_is_no_header(tmp_path: Path, trailer: bytes) -> None:
+    async with FakeUpstream() as one, Gateway(tmp_path, world(one)) as gateway:
+        chunked = b"%x\r\n%s\r\n0\r\n%s\r\n\r\n" % (len(BODY), BODY, trailer)
+        heard = await said(gateway, HEAD + b"transfer-encoding: chunked\r\n\r\n" + chunked)
+        assert heard.startswith(b"HTTP/1.1 200"), heard
+        assert len(one.requests) == 1
+
+
+async def test_a_head_that_does_not_end_is_refused(tmp_path: Path) -> None:
+    async with FakeUpstream() as one, Gateway(tmp_path, world(one)) as gateway:
+        heard = await said(gateway, HEAD, b"x-long: " + b"a" * (protocol.HEAD_BYTES + 1))
+        assert heard.startswith(b"HTTP/1.1 431"), heard[:200]
+        heard = await said(gateway, HEAD, *[b"x-many-%d: a\r\n" % i for i in range(6_000)])
+        assert heard.startswith(b"HTTP/1.1 431"), heard[:200]
+
+
+async def test_a_head_that_comes_too_slowly_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(protocol, "HEAD_S", 0.05)
+    async with FakeUpstream() as one, Gateway(tmp_path, world(one)) as gateway:
+        heard = await said(gateway, HEAD)
+        assert heard.startswith(b"HTTP/1.1 408"), heard[:200]
+
+
+async def test_an_offer_of_http_2_is_declined_and_the_request_served(tmp_path: Path) -> None:
+    offer = b"connection: Upgrade, HTTP2-Settings\r\nupgrade: h2c\r\nhttp2-settings: AAMAAABkAARAAAAAAAIAAAAA\r\n"
+    async with FakeUpstream() as one, Gateway(tmp_path, world(one)) as gateway:
+        heard = await said(gateway, HEAD + offer + b"content-length: %d\r\n\r\n" % len(BODY) + BODY)
+        assert heard.startswith(b"HTTP/1.1 200"), heard[:300]
+
+
+async def test_a_compressed_body_is_refused_by_name(tmp_path: Path) -> None:
+    async with FakeUpstream() as one, Gateway(tmp_path, world(one)) as gateway:
+        heard = await said(gateway, HEAD + b"content-encoding: gzip\r\ncontent-length: 2\r\n\r\n{}")
+        assert heard.startswith(b"HTTP/1.1 415"), heard[:200]
+        assert not one.requests
+
+
+async def test_what_one_callers_provider_said_is_not_told_to_another(tmp_path: Path) -> None:
+    """The cause why a model rests is a kind, never words that may quote somebody's text."""
+    from tests.support.upstream import error
+
+    async with FakeUpstream() as one, Gateway(tmp_path, world(one)) as gateway:
+        for _ in range(6):
+            one.script(*[error(500, "the letter of Ada says: secret") for _ in range(3)])
+            heard = await gateway.ask()
+        assert heard.error["code"] == "all_resting"
+        assert "Ada" not in json.dumps(heard.error)
