@@ -60,12 +60,9 @@ def serving(cwd: Path, *words: str) -> Iterator[dict[str, Any]]:
     process = subprocess.Popen(command, cwd=cwd, env=ENVIRON, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None
-        lines = []
-        while not lines or lines[-1] != "}\n":
-            line = process.stdout.readline()
-            assert line, process.communicate()[1]
-            lines.append(line)
-        yield json.loads("".join(lines))
+        line = process.stdout.readline()
+        assert line, process.communicate()[1]
+        yield json.loads(line)
     finally:
         process.send_signal(signal.SIGTERM)
         _, errors = process.communicate(timeout=20)
@@ -236,13 +233,17 @@ def test_serve_prints_an_example_that_works(tmp_path: Path) -> None:
             lines.append(process.stdout.readline())
             assert lines[-1], process.communicate()[1]
         text = "".join(lines)
-        curl = re.search(r"^  (curl .*\\\n.*)$", text, re.M)
+        curl = re.search(r"^(curl .*\\\n.*)$", text, re.M)
         assert curl
         heard = subprocess.run(
             ["sh", "-c", curl[1]], env=ENVIRON, capture_output=True, text=True, timeout=30, check=False
         )
         assert "x-tierwise-decision: " in heard.stdout, heard.stderr
         assert '"choices":' in heard.stdout
+        example = text[text.index("from openai import OpenAI") :]
+        ran = subprocess.run([sys.executable, "-c", example], capture_output=True, text=True, timeout=60, check=False)
+        assert ran.returncode == 0, ran.stderr
+        assert [line.split()[0] for line in ran.stdout.splitlines()] == ["small", "large"]
     finally:
         process.terminate()
         process.communicate(timeout=20)

@@ -139,7 +139,7 @@ def test_why_not_codes() -> None:
 
 
 def test_refusals_and_error_codes() -> None:
-    unseen = {"not_granted", "deadline_exceeded"}  # callers read `policy_forbids`; nothing refuses for a deadline
+    unseen = {"not_granted"}  # callers read `policy_forbids`
     assert missing(set(REFUSALS) - unseen, "http.md") == []
     rooms = [
         path for room in ("server", "routing", "wire", "core") for path in (ROOT / "src/tierwise" / room).glob("*.py")

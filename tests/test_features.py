@@ -415,3 +415,20 @@ def test_one_slip_in_a_telling_word_is_forgiven(word: str) -> None:
         assert lexicon.guess(word[:i] + word[i + 1 :], known.typos) == known.words[word] or len(word) == 5
         swapped = word[:i] + word[i + 1] + word[i] + word[i + 2 :]
         assert swapped == word or lexicon.guess(swapped, known.typos) == known.words[word]
+
+
+@pytest.mark.parametrize(
+    ("said", "tokens"),
+    [
+        ("Write a 5000-word essay about Rome.", 7_000),
+        ("Write 1,500 words on bees", 2_100),
+        ("Schreibe 800 Wörter über Rom", 1_120),
+        ("Escribe 300 palabras", 420),
+        ("Write a haiku.", 0),
+        ("I have 12 words for you and 3 apples", 17),
+        ("A word of 2024", 0),
+    ],
+)
+def test_a_length_that_is_asked_for_is_read(said: str, tokens: int) -> None:
+    found = extract(Prompt(turns=(Turn("user", said),), size_bytes=len(said.encode())))
+    assert found.wanted_tokens == tokens

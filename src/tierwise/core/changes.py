@@ -33,7 +33,7 @@ def named_changes(episode: Episode, policy: Policy) -> Iterator[Change]:
             yield "task", task, _with_task(episode, other), other
     for model, wait_ms in episode.resting:
         others = tuple(each for each in episode.resting if each[0] != model)
-        yield f"{model} rests", f"{wait_ms} ms", _replace(episode, resting=others), "no"
+        yield f"rest of {model}", f"{wait_ms} ms", _replace(episode, resting=others), "over"
     for what in _HINTS:
         if had := getattr(episode.hints, what):
             empty = () if what in ("allow", "deny") else None

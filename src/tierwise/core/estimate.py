@@ -152,6 +152,7 @@ def _visible_tokens(features: Features, weights: TaskWeights) -> float:
         tokens += 0.05 * min(features.input_tokens, 8_000)
     elif features.task == "summarisation":
         tokens += 0.03 * min(features.input_tokens, 20_000)
+    tokens = max(tokens, features.wanted_tokens)
     if features.forced_tool:
         tokens = min(tokens, 150.0)  # a call and its arguments
     elif features.structured != "none":

@@ -112,7 +112,9 @@ def _flips(snapshot: Snapshot, episode: Episode, model: str) -> Iterator[Flip]:
     for change in named_changes(episode, snapshot.policies[episode.policy]):
         other = _asked(snapshot, change[2])
         if other != model:
-            yield Flip(what=change[0], was=change[1], would_be=change[3], model=other, size=1.0)
+            # Another task is another request: it comes after whatever else would have changed the choice.
+            size = 2.0 if change[0] == "task" else 1.0
+            yield Flip(what=change[0], was=change[1], would_be=change[3], model=other, size=size)
     for what, was, at, start in _scales(snapshot, episode):
         found = _nearest_factor(model, at)
         if found is not None:
@@ -237,7 +239,7 @@ def _sentence(decision: Decision, model: str, found: tuple[Flip, ...]) -> str:
     if chosen is None:
         return "No model was called." if not model else f"{model} was called."
     said = f"{model}: {candidate_text(chosen)}"
-    if chosen.cost_nano is not None and decision.baseline_nano is not None:
+    if chosen.cost_nano is not None and decision.baseline_nano not in (None, chosen.cost_nano):
         expected, baseline = usd_text(chosen.cost_nano), usd_text(decision.baseline_nano)
         said += f"; expected {expected} USD against {baseline} USD on the baseline"
     if found:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
+import re
 
 import msgspec
 
@@ -88,6 +89,7 @@ def extract(prompt: Prompt, keywords: tuple[str, ...] = ()) -> Features:
         languages=tuple(dict.fromkeys((*scripts(text.counts), *seen.languages)))[:3],
         depth=seen.depth,
         constraints=seen.constraints,
+        wanted_tokens=_wanted_tokens(folded),
         ambiguity=seen.ambiguity,
         complexity=_complexity(prompt, seen, text.last_tokens),
         task=template.task if template and not prompt.forced_tool else seen.task,
@@ -158,6 +160,17 @@ def _whole(turns: tuple[Turn, ...], role: str) -> str:
 
 def _length(turns: tuple[Turn, ...], role: str) -> int:
     return sum([len(turn.text) for turn in turns[:8] if turn.role == role])
+
+
+_LENGTH = re.compile(r"(?<![\d.,])(\d{1,3}[.,]\d{3}|\d{2,5})[ -](?:words?\b|wörter|worte\b|mots\b|palabras\b|parole\b)")
+TOKENS_PER_WORD = 1.4
+
+
+def _wanted_tokens(folded: str) -> int:
+    """Of "write 5,000 words": the highest number of words that is named. A text of that length may be meant as material
+    as well; then it is in the prompt, and longer than the number."""
+    found = [int(number.replace(",", "").replace(".", "")) for number in _LENGTH.findall(folded)]
+    return math.ceil(TOKENS_PER_WORD * max(found, default=0))
 
 
 def _tokens(prompt: Prompt, text: _Text) -> int:

@@ -85,6 +85,7 @@ class Features(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     languages: tuple[str, ...] = ()
     depth: float = 0.0  # how many steps of thought the question seems to take
     constraints: int = 0
+    wanted_tokens: int = 0  # of the length that the prompt asks for in words, 0 when it names none
     ambiguity: float = 0.0
     complexity: float = 0.0
     task: Task = "other"

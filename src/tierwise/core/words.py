@@ -80,7 +80,7 @@ def reason_text(reason: Reason) -> str:
 def candidate_text(candidate: Candidate) -> str:
     """Why this model was chosen, dropped or passed over."""
     words = WHY_NOT.get(candidate.code, candidate.code)
-    shown = ", ".join(f"{name} {value}" for name, value in candidate.facts)
+    shown = ", ".join(f"{name} {value}" for name, value in candidate.facts if name != "over_nano")
     return f"{words} ({shown})" if shown else words
 
 

@@ -21,6 +21,8 @@ from tierwise.core.request import Features, Payer, Request
 from tierwise.core.snapshot import Snapshot
 
 _log = logging.getLogger("tierwise")
+# How the id of a session begins that nobody named, but that was read from a conversation's first words.
+DERIVED = "auto-"
 
 
 def open_episode(
@@ -42,6 +44,9 @@ def open_episode(
         check_selectors(snapshot, "deny", hints.deny)
     at = now()
     features = _features(request, snapshot)
+    if hints.session is not None and hints.session.startswith(DERIVED):
+        # Many conversations begin with the same words. Those of one payer and one hour are taken for one.
+        hints = msgspec.structs.replace(hints, session=f"{hints.session}-{int(at) // 3_600:x}")
     task = "embedding" if kind == "embedding" else hints.task
     if task is not None:
         features = msgspec.structs.replace(features, task=task)

@@ -137,7 +137,10 @@ def _rejected(episode: Episode) -> RequestError:
 def _failed(episode: Episode, facts: dict[str, Any]) -> RequestError:
     failed = _failures(episode)
     status = 503 if any(each.kind in _LATER for each in failed) else 502
-    tried = "; ".join(f"{each.model}: {each.kind} {each.status or ''} {each.message}".strip() for each in failed[-3:])
+    tried = "; ".join(
+        " ".join(filter(None, (f"{each.model}:", each.kind, str(each.status or ""), each.message)))
+        for each in failed[-3:]
+    )
     wait = facts.get("retry_after_ms")
     return Refused(
         f"no model answered ({tried[:900] or 'nothing was tried'})",

@@ -110,10 +110,14 @@ class Router:
         return self._draining
 
     def route(self, request: Request, payer: Payer = Payer(), grants: tuple[str, ...] = ()) -> tuple[Episode, Decision]:
-        """Decide and call nothing."""
-        snapshot = self._snapshot
-        episode = self._open(request, payer, grants, snapshot)
-        return episode, self._decide(snapshot, episode)
+        """Decide and call nothing. The decision is written down, as one that was not carried out."""
+        trace = Trace(
+            self._snapshot, request, self._open(request, payer, grants, self._snapshot), started=time.monotonic()
+        )
+        decision = self._decide(trace.snapshot, trace.episode)
+        trace.decisions.append(decision)
+        self.books.end(trace, "dry_run")
+        return trace.episode, decision
 
     async def record(self, decision_id: str, payer: Payer = Payer()) -> Record:
         """The record of a decision. Raises Unknown when there is none, or when it is another payer's."""

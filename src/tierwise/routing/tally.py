@@ -5,7 +5,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections import defaultdict
 
-from tierwise.core.episode import FailureKind
+from tierwise.core.episode import FailureKind, Replied
 from tierwise.core.ports import Record
 
 LATENCY_MS = (50, 100, 250, 500, 1_000, 2_500, 5_000, 10_000, 30_000, 60_000, 120_000)
@@ -42,6 +42,8 @@ class Tally:
 
     def count(self, record: Record) -> None:
         outcome, episode = record.outcome, record.episode
+        if outcome.status == "dry_run":
+            return
         model = outcome.routed
         self.requests[episode.policy, model, outcome.status] += 1
         self.cost_nano[model] += outcome.cost_nano or 0
@@ -50,7 +52,7 @@ class Tally:
         self.output_tokens[model] += outcome.usage.completion_tokens
         self.latency_ms.add(outcome.latency_ms)
         self.own_ms.add(outcome.own_ms)
-        self.escalations += sum(type(event).__name__ == "Replied" for event in episode.events) > 1
+        self.escalations += sum(isinstance(event, Replied) for event in episode.events) > 1
 
     def failed(self, model: str, kind: FailureKind) -> None:
         self.failures[model, kind] += 1

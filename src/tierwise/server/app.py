@@ -13,6 +13,7 @@ import msgspec
 from tierwise import wire
 from tierwise.core.errors import BadRequest, Closed, Refused, RequestError, Unknown
 from tierwise.core.explain import Explanation, explain, explain_story
+from tierwise.core.features import extract
 from tierwise.core.money import usd_text
 from tierwise.core.names import offered
 from tierwise.core.ports import Feedback, Record
@@ -106,7 +107,11 @@ class App:
         if door is None:
             if known:
                 raise RequestError(f"{path} does not take {scope['method']}", code="method_not_allowed", status=405)
-            raise Unknown(f"there is nothing at {path}", code="path_not_found")
+            raise Unknown(
+                f"there is nothing at {scope['path'][:200]}; requests for a model go to /v1/chat/completions, "
+                "/v1/messages or /v1/embeddings",
+                code="path_not_found",
+            )
         headers = headers_of(scope)
         identity = self.keys.identify(headers) if path not in OPEN_PATHS else ANYONE
         body = await read_body(headers, receive, self.body_limit_bytes) if scope["method"] == "POST" else b""
@@ -264,8 +269,7 @@ async def _embeddings(app: App, call: Call) -> None:
 async def _count(app: App, call: Call) -> None:
     """Anthropic's count_tokens: our own count of what the prompt says."""
     request = wire.read_count(call.body, call.headers)
-    episode, _ = app.router.route(request, call.identity.payer, call.identity.grants)
-    await reply_json(call.send, 200, {"input_tokens": episode.features.input_tokens})
+    await reply_json(call.send, 200, {"input_tokens": extract(request.prompt).input_tokens})
 
 
 async def _route(app: App, call: Call) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import re
 
-import msgspec
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 HEAD_BYTES = 64 * 1024

@@ -75,7 +75,7 @@ def _server(app: App, host: str, port: int) -> uvicorn.Server:
         host=host,
         port=port,
         log_config=None,
-        log_level="warning",
+        log_level="critical",  # what goes wrong is told by us, in a sentence
         access_log=False,
         server_header=False,
         date_header=False,
@@ -100,7 +100,10 @@ async def _run(server: uvicorn.Server, host: str, port: int) -> None:
     except SystemExit:
         from tierwise.core.errors import Problem
 
-        what = f"{host}:{port} cannot be listened on; is it in use, or not this machine's?"
+        what = (
+            f"{host}:{port} cannot be listened on; is it in use, or not this machine's? Take another port with --port "
+            "or TIERWISE_PORT"
+        )
         raise ConfigError((Problem("server", what),)) from None
 
 

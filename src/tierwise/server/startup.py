@@ -92,14 +92,14 @@ def banner(setup: Setup, port: int) -> str:
     lines += [
         "",
         "Try it:",
-        f"  curl -si {url}/v1/chat/completions {auth}-H 'content-type: application/json' \\",
-        """    -d '{"model": "auto", "messages": [{"role": "user", "content": "Say hello"}]}'""",
+        f"curl -si {url}/v1/chat/completions {auth}-H 'content-type: application/json' \\",
+        """  -d '{"model": "auto", "messages": [{"role": "user", "content": "Say hello"}]}'""",
         "",
-        "  from openai import OpenAI",
-        f'  client = OpenAI(base_url="{url}/v1", api_key="{key}")',
-        '  for text in ("Say hello", "Prove that the square root of 2 is irrational, step by step"):',
-        '      reply = client.chat.completions.create(model="auto", messages=[{"role": "user", "content": text}])',
-        "      print(reply.model, reply.usage.cost_usd, reply.choices[0].message.content[:60])",
+        "from openai import OpenAI",
+        f'client = OpenAI(base_url="{url}/v1", api_key="{key}")',
+        'for text in ("Say hello", "Prove that the square root of 2 is irrational, step by step"):',
+        '    reply = client.chat.completions.create(model="auto", messages=[{"role": "user", "content": text}])',
+        "    print(reply.model, reply.usage.cost_usd, reply.choices[0].message.content[:60])",
         "",
     ]
     return "\n".join(lines)
@@ -143,6 +143,6 @@ def _kind(plan: Plan) -> str:
         case Cascade(cascade=names):
             return f"cascade {' → '.join(names)}"
         case Rules(rules=rules):
-            return f"{len(rules)} rules"
+            return f"{len(rules)} rule{'s' * (len(rules) != 1)}"
         case _:
             return type(plan).__name__.lower()

@@ -18,10 +18,6 @@ FORGETTING_TRIES = 8  # accounts looked at for each new one, so that no hold pay
 MADE_BY_CALLERS = ("request", "session", "workflow")
 
 
-# How the id of a session begins that was derived from a conversation's first words and not named by anybody.
-DERIVED = "auto-"
-
-
 class Account:
     """One subject under one budget in one window. Nano-dollars; `bound_nano` is the highest limit it ever had."""
 
@@ -82,9 +78,8 @@ class Line:
         """The accounts of this line that a payer's path passes through, by name; () when the budget is not on it.
 
         Payers without a name in the scope share the account "": no key is exempt because a field was left empty. A
-        call outside every session, workflow or tag has none of these budgets, and a session that nobody named but that
-        was read from how a conversation begins is none: half the world begins with "hello". Sessions and workflows are
-        the payer's own, so nobody spends another's by naming it.
+        call outside every session, workflow or tag has none of these budgets. Sessions and workflows are the payer's
+        own, so nobody spends another's by naming it.
         """
         budget = self.budget
         for name, value in budget.match:
@@ -100,7 +95,7 @@ class Line:
             case "key":
                 return (payer.key,)
             case "session":
-                return (_own(payer, session),) if session and not session.startswith(DERIVED) else ()
+                return (_own(payer, session),) if session else ()
             case "workflow":
                 return (_own(payer, workflow),) if workflow else ()
             case "request":
