@@ -274,7 +274,9 @@ async def test_nothing_is_called_by_a_dry_run(tmp_path: Path) -> None:
         step = found["step"]
         assert step["type"] == "call" and step["worst_case_nano"] > 0
         assert one.requests == two.requests == [] and story.gateway.ledger.holds == []
-        assert await story.gateway.records() == []
+        told = await story.gateway.records()
+        assert [record.outcome.status for record in told] == ["dry_run"] * 3
+        assert found["decision_id"] == told[0].episode.id
 
 
 async def test_a_decision_is_told_to_its_own_payer_alone(tmp_path: Path) -> None:

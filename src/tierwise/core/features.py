@@ -163,12 +163,15 @@ def _length(turns: tuple[Turn, ...], role: str) -> int:
 
 
 _LENGTH = re.compile(r"(?<![\d.,])(\d{1,3}[.,]\d{3}|\d{2,5})[ -](?:words?\b|wörter|worte\b|mots\b|palabras\b|parole\b)")
+_UNITS = (" word", "-word", "wörter", "worte", " mots", " palabras", " parole")
 TOKENS_PER_WORD = 1.4
 
 
 def _wanted_tokens(folded: str) -> int:
     """Of "write 5,000 words": the highest number of words that is named. A text of that length may be meant as material
     as well; then it is in the prompt, and longer than the number."""
+    if not any(unit in folded for unit in _UNITS):  # looked for first: the pattern costs as much as all else here
+        return 0
     found = [int(number.replace(",", "").replace(".", "")) for number in _LENGTH.findall(folded)]
     return math.ceil(TOKENS_PER_WORD * max(found, default=0))
 
