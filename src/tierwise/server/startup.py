@@ -35,9 +35,9 @@ def run(setup: Setup, path: Path | None, again: Callable[[], Awaitable[Setup]], 
 
 def _tune() -> None:
     """For a process that does nothing but serve. The journal's thread must not keep the loop waiting for the usual
-    5 ms, and a request leaves no cycles behind, so the collector need not look after every few hundred objects."""
+    5 ms, and what was made at the start stays, so the collector need not look at it again."""
     sys.setswitchinterval(0.001)
-    gc.set_threshold(20_000, 20, 50)
+    gc.freeze()
 
 
 async def _serve(
