@@ -15,7 +15,7 @@ from tierwise.core.errors import BadRequest, Closed, Refused, RequestError, Unkn
 from tierwise.core.explain import Explanation, explain, explain_story
 from tierwise.core.features import extract
 from tierwise.core.money import usd_text
-from tierwise.core.names import offered
+from tierwise.core.names import meaning, offered
 from tierwise.core.ports import Feedback, Record
 from tierwise.core.request import Request
 from tierwise.core.snapshot import load
@@ -269,6 +269,7 @@ async def _embeddings(app: App, call: Call) -> None:
 async def _count(app: App, call: Call) -> None:
     """Anthropic's count_tokens: our own count of what the prompt says."""
     request = wire.read_count(call.body, call.headers)
+    meaning(app.router.snapshot, request.model, request.hints.policy, "chat")  # a name that means nothing is a 404
     await reply_json(call.send, 200, {"input_tokens": extract(request.prompt).input_tokens})
 
 
