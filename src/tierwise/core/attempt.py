@@ -288,7 +288,7 @@ class Attempts:
         waits: list[tuple[int, Weighed]] = []
         for each in ordered:
             own = [event for event in failed if event.model == each.model.id]
-            if not own or own[-1].kind not in AGAIN or self._denied_again(at, each):
+            if not own or own[-1].kind not in AGAIN or self._denials(at, each):
                 continue
             backoff = round(_BACKOFF_MS * 2 ** (len(own) - 1) * (1 + self.episode.draw))
             wait = own[-1].retry_after_ms if own[-1].retry_after_ms is not None else backoff
@@ -301,9 +301,3 @@ class Attempts:
                 self.say(at, "retry", ("model", each.model.id), ("wait_ms", wait))
                 return Need(call)
         return Spent()
-
-    def _denied_again(self, at: str, each: Weighed) -> bool:
-        return any(
-            isinstance(event, Denied) and event.at == at and event.model == each.model.id
-            for event in self.episode.events
-        )

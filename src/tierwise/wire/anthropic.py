@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from tierwise.core.errors import RequestError
-from tierwise.core.request import Prompt, Request, Structure, Turn
+from tierwise.core.request import Request, Structure, Turn
 from tierwise.wire import faults
 from tierwise.wire.hints import read_hints
 from tierwise.wire.openai_chat import MAX_SEARCHES, Tally, hash_schema
@@ -74,17 +74,10 @@ class Anthropic:
         _options(tree)
         tools, forced = _tools(tree)
         structured, schema_hash = _output_format(tree)
-        prompt = Prompt(
-            turns=tuple(tally.turns),
+        prompt = tally.prompt(
             size_bytes=len(body),
             tools=tools,
-            tool_calls=tally.tool_calls,
             forced_tool=forced,
-            images=tally.images,
-            audio=tally.audio,
-            documents=tally.documents,
-            references=tally.references,
-            embedded_bytes=tally.embedded_bytes,
             structured=structured,
             schema_hash=schema_hash,
             max_tokens=max_tokens,

@@ -70,6 +70,19 @@ class Tally:
         self.embedded_bytes = 0
         self.tool_calls = 0
 
+    def prompt(self, **known: Any) -> Prompt:
+        """What was counted, with what is known of the rest of the body."""
+        return Prompt(
+            turns=tuple(self.turns),
+            tool_calls=self.tool_calls,
+            images=self.images,
+            audio=self.audio,
+            documents=self.documents,
+            references=self.references,
+            embedded_bytes=self.embedded_bytes,
+            **known,
+        )
+
 
 class OpenAIChat:
     """The codec of `/v1/chat/completions`."""
@@ -92,17 +105,10 @@ class OpenAIChat:
             want_usage = _options(tree) and stream
         tools, forced = _tools(tree)
         structured, schema_hash = _response_format(tree)
-        prompt = Prompt(
-            turns=tuple(tally.turns),
+        prompt = tally.prompt(
             size_bytes=len(body),
             tools=tools,
-            tool_calls=tally.tool_calls,
             forced_tool=forced,
-            images=tally.images,
-            audio=tally.audio,
-            documents=tally.documents,
-            references=tally.references,
-            embedded_bytes=tally.embedded_bytes,
             structured=structured,
             schema_hash=schema_hash,
             max_tokens=max_tokens,
