@@ -162,18 +162,26 @@ def _length(turns: tuple[Turn, ...], role: str) -> int:
     return sum([len(turn.text) for turn in turns[:8] if turn.role == role])
 
 
+# "5,000 words", "800-word": the unit is looked for first, for a pattern that begins with a digit tries every character.
 _LENGTH = re.compile(r"(?<![\d.,])(\d{1,3}[.,]\d{3}|\d{2,5})[ -](?:words?\b|wörter|worte\b|mots\b|palabras\b|parole\b)")
-_UNITS = (" word", "-word", "wörter", "worte", " mots", " palabras", " parole")
+_UNITS = ("word", "wörter", "worte", "mots", "palabras", "parole")
+_AROUND = (9, 10)  # characters before a unit and from it on that the pattern needs, one more at each end
 TOKENS_PER_WORD = 1.4
 
 
 def _wanted_tokens(folded: str) -> int:
     """Of "write 5,000 words": the highest number of words that is named. A text of that length may be meant as material
     as well; then it is in the prompt, and longer than the number."""
-    if not any(unit in folded for unit in _UNITS):  # looked for first: the pattern costs as much as all else here
-        return 0
-    found = [int(number.replace(",", "").replace(".", "")) for number in _LENGTH.findall(folded)]
-    return math.ceil(TOKENS_PER_WORD * max(found, default=0))
+    most = 0
+    for unit in _UNITS:
+        at = folded.find(unit, 3)
+        while at >= 0:
+            if folded[at - 2].isdigit():
+                around = folded[max(0, at - _AROUND[0]) : at + _AROUND[1]]
+                named = [int(number.replace(",", "").replace(".", "")) for number in _LENGTH.findall(around)]
+                most = max(most, *named, 0)
+            at = folded.find(unit, at + 1)
+    return math.ceil(TOKENS_PER_WORD * most)
 
 
 def _tokens(prompt: Prompt, text: _Text) -> int:

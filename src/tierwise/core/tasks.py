@@ -227,10 +227,10 @@ def _languages(sums: list[int], words: list[str]) -> tuple[str, ...]:
     best = max(counted)
     if best < (1 if len(words) < 16 else 2):
         return ()
-    ranked = sorted(range(len(counted)), key=lambda index: (-counted[index], index))
-    near = [
-        index for index in ranked if counted[index] == best or (counted[index] >= 6 and counted[index] * 5 >= best * 4)
-    ]
+    near = [index for index, n in enumerate(counted) if n == best or (n >= 6 and n * 5 >= best * 4)]
+    if len(near) == 1:
+        return (lexicon.LANGUAGES[near[0]],)
+    near.sort(key=lambda index: -counted[index])  # stable: of equals the first
     return tuple(lexicon.LANGUAGES[index] for index in near[:1] if counted[index]) + tuple(
         lexicon.LANGUAGES[index] for index in near[1:3] if counted[index] >= 6
     )

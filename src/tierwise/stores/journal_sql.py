@@ -2,28 +2,47 @@
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import apsw
 
-EPISODE_COLUMNS = (
-    "at_s, snapshot, key, user, team, organisation, session, workflow, policy, requested, routed, served, billed, "
-    "status, code, cost_nano, baseline_nano, latency_ms, first_token_ms, attempts, input_tokens, cached_input_tokens, "
-    "cache_write_tokens, output_tokens, reasoning_tokens"
-)
+# The columns of the view `decisions`, for whoever looks into the file: read out of the records when they are asked for,
+# so that they cost nothing when a record is written.
+EPISODE_FIELDS = {
+    "key": "coalesce(record ->> '$.episode.payer.key', '')",
+    "user": "coalesce(record ->> '$.episode.payer.user', '')",
+    "team": "coalesce(record ->> '$.episode.payer.team', '')",
+    "organisation": "coalesce(record ->> '$.episode.payer.organisation', '')",
+    "session": "coalesce(record ->> '$.episode.hints.session', '')",
+    "workflow": "coalesce(record ->> '$.episode.hints.workflow', '')",
+    "policy": "record ->> '$.episode.policy'",
+    "requested": "record ->> '$.episode.requested'",
+    "routed": "coalesce(record ->> '$.outcome.routed', '')",
+    "served": "coalesce(record ->> '$.outcome.served', '')",
+    "billed": "coalesce(record ->> '$.outcome.billed', '')",
+    "status": "record ->> '$.outcome.status'",
+    "code": "coalesce(record ->> '$.outcome.code', '')",
+    "cost_nano": "record ->> '$.outcome.cost_nano'",
+    "baseline_nano": "record ->> '$.outcome.baseline_nano'",
+    "latency_ms": "coalesce(record ->> '$.outcome.latency_ms', 0)",
+    "first_token_ms": "record ->> '$.outcome.first_token_ms'",
+    "attempts": "coalesce(record ->> '$.outcome.attempts', 0)",
+    "input_tokens": "coalesce(record ->> '$.outcome.usage.input_tokens', 0)",
+    "cached_input_tokens": "coalesce(record ->> '$.outcome.usage.cached_input_tokens', 0)",
+    "output_tokens": "coalesce(record ->> '$.outcome.usage.output_tokens', 0)",
+    "reasoning_tokens": "coalesce(record ->> '$.outcome.usage.reasoning_tokens', 0)",
+}
 
-MARKS = ", ".join("?" * (EPISODE_COLUMNS.count(",") + 3))
 
-# One episode and its record. The first record of an episode stands, so that writing twice counts once.
-ADD_EPISODE = f"INSERT INTO episodes (id, {EPISODE_COLUMNS}, record) VALUES ({MARKS}) ON CONFLICT (id) DO NOTHING"  # noqa: S608
+@functools.cache
+def add_episodes(many: int) -> str:
+    """So many episodes by one statement, which costs a third of one statement each. The first record of an episode
+    stands, so that writing twice counts once."""
+    rows = ", ".join(["(?, ?, ?, ?)"] * many)
+    return f"INSERT INTO episodes (id, at_s, snapshot, record) VALUES {rows} ON CONFLICT (id) DO NOTHING"  # noqa: S608
 
-# Several of them by one statement, which costs a third of one statement each. Used only where all of them are new.
-MANY = 16
-ADD_EPISODES = (
-    f"INSERT INTO episodes (id, {EPISODE_COLUMNS}, record) VALUES {', '.join([f'({MARKS})'] * MANY)} "  # noqa: S608
-    "ON CONFLICT (id) DO NOTHING"
-)
 
 # The hour's sums, kept as episodes are written so that no report has to read them all.
 ADD_ROLLUP = """
@@ -158,5 +177,28 @@ def create_first_tables(connection: apsw.Connection) -> None:
     )
 
 
+def read_columns_from_records(connection: apsw.Connection) -> None:
+    """A record is written once, and what was copied out of it into columns is read from it instead."""
+    fields = ", ".join(f'{expression} AS "{name}"' for name, expression in EPISODE_FIELDS.items())
+    connection.execute(
+        f"""
+        DROP INDEX episodes_at_s;
+        DROP INDEX episodes_session;
+        ALTER TABLE episodes RENAME TO old_episodes;
+        CREATE TABLE episodes (
+            id TEXT PRIMARY KEY NOT NULL,
+            at_s INTEGER NOT NULL,
+            snapshot TEXT NOT NULL,
+            record TEXT NOT NULL
+        ) STRICT;
+        INSERT INTO episodes (id, at_s, snapshot, record)
+            SELECT id, at_s, snapshot, CAST(record AS TEXT) FROM old_episodes ORDER BY rowid;
+        DROP TABLE old_episodes;
+        CREATE INDEX episodes_at_s ON episodes (at_s);
+        CREATE VIEW decisions AS SELECT id, at_s, snapshot, {fields} FROM episodes;
+        """  # noqa: S608  # names of ours
+    )
+
+
 # The schema's version is the number of these that a file has seen. Only ever add to the end.
-MIGRATIONS = (create_first_tables,)
+MIGRATIONS = (create_first_tables, read_columns_from_records)

@@ -1,4 +1,4 @@
-"""A journal record as a row of plain columns, and the sums that reports are made of. Pure; every journal shares it."""
+"""The sums of journal records that reports are made of. Pure; every journal shares it."""
 
 from __future__ import annotations
 
@@ -44,39 +44,6 @@ def sums(record: Record) -> tuple[int, int, int, int, int, int, int]:
         int(cost is None),
         _column(outcome.usage.prompt_tokens),
         _column(outcome.usage.completion_tokens),
-    )
-
-
-def columns(record: Record) -> tuple[str | int | None, ...]:
-    """The columns of `episodes` between the id and the record itself, in their order there."""
-    episode, outcome = record.episode, record.outcome
-    payer, hints, usage = episode.payer, episode.hints, outcome.usage
-    return (
-        episode.at_s,
-        episode.snapshot,
-        payer.key,
-        payer.user,
-        payer.team,
-        payer.organisation,
-        hints.session or "",
-        hints.workflow or "",
-        episode.policy,
-        episode.requested,
-        outcome.routed,
-        outcome.served,
-        outcome.billed,
-        outcome.status,
-        outcome.code,
-        None if outcome.cost_nano is None else _column(outcome.cost_nano),
-        None if outcome.baseline_nano is None else _column(outcome.baseline_nano),
-        _column(outcome.latency_ms),
-        None if outcome.first_token_ms is None else _column(outcome.first_token_ms),
-        _column(outcome.attempts),
-        _column(usage.input_tokens),
-        _column(usage.cached_input_tokens),
-        _column(usage.cache_write_5m_tokens + usage.cache_write_1h_tokens),
-        _column(usage.output_tokens),
-        _column(usage.reasoning_tokens),
     )
 
 

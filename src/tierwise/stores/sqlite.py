@@ -12,7 +12,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from operator import add
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -22,7 +22,7 @@ import msgspec
 from tierwise.core.errors import Closed, TierwiseError
 from tierwise.core.ports import Feedback, Record
 from tierwise.stores import journal_sql as sql
-from tierwise.stores.rows import HOUR_S, RECENT_MAX, Total, columns, counts, sums
+from tierwise.stores.rows import HOUR_S, RECENT_MAX, Total, counts, sums
 from tierwise.stores.sqlite_file import open_file
 from tierwise.stores.windows import DAY_S
 
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     import apsw
 
 BATCH_ROWS = 512  # rows in one transaction
+MANY = 64  # rows in one statement
 GATHER_S = 0.05  # how long the writer lets rows gather after the first; a reader cuts it short
 FORGET_EVERY_S = 3_600.0
 FORGET_ROWS = 500  # deleted at once, so that writing does not wait long behind it
@@ -70,7 +71,20 @@ class _Snapshot(msgspec.Struct, frozen=True):
     data: bytes
 
 
-_Item = Record | Feedback | _Snapshot | _Ask
+class _Row(msgspec.Struct, frozen=True):
+    """A record as it goes into the file: text that holds on to nothing, where a record would keep a request's objects
+    alive for the collector to walk through."""
+
+    id: str
+    at_s: int
+    snapshot: str
+    record: str
+    place: tuple[int, str, str]  # the hour, model and team whose sums it adds to
+    amounts: tuple[int, ...]  # () for a record that does not count
+
+
+_Thing = _Row | Feedback | _Snapshot
+_Item = _Thing | _Ask
 
 
 class SqliteJournal:
@@ -111,8 +125,16 @@ class SqliteJournal:
     # -------------------------------------------------------------------------------------------- writing
 
     def write(self, record: Record) -> None:
-        """Encoding is left to the writer: here only a reference changes hands."""
-        self._put(record)
+        """Encoded here and not by the writer: one call that nothing interrupts is cheaper than two threads that take
+        turns, and no request waits for the other's."""
+        episode = record.episode
+        try:
+            text = self._encode(record).decode()
+        except (TypeError, ValueError, OverflowError, RecursionError) as error:
+            self._lost(1, f"a record cannot be written: {error}")
+            return
+        place = (episode.at_s // HOUR_S, record.outcome.routed, episode.payer.team)
+        self._put(_Row(episode.id, episode.at_s, episode.snapshot, text, place, sums(record) if counts(record) else ()))
 
     def feedback(self, feedback: Feedback) -> None:
         self._put(feedback)
@@ -120,7 +142,7 @@ class SqliteJournal:
     def snapshot(self, hash: str, data: bytes) -> None:
         self._put(_Snapshot(hash, data))
 
-    def _put(self, item: Record | Feedback | _Snapshot) -> None:
+    def _put(self, item: _Thing) -> None:
         waiting = len(self._queue)
         if self._is_closed:
             self._lost(1, "the journal is closed")
@@ -240,7 +262,7 @@ class SqliteJournal:
             self._forget()
 
     def _empty_queue(self) -> _Stop | None:
-        batch: list[Record | Feedback | _Snapshot] = []
+        batch: list[_Thing] = []
         for _ in range(len(self._queue)):  # what comes meanwhile waits for the next round, so that each round ends
             item = self._queue.popleft()
             if not isinstance(item, _Ask):
@@ -259,22 +281,21 @@ class SqliteJournal:
         self._commit(batch)
         return None
 
-    def _commit(self, batch: list[Record | Feedback | _Snapshot]) -> None:
+    def _commit(self, batch: list[_Thing]) -> None:
         """All of a batch, or none of it: what the disk did not take is counted to the row."""
-        import apsw
-
         if not batch:
             return
         faults: list[str] = []
         summed: dict[tuple[int, str, str], tuple[int, ...]] = {}
+        rows = [item for item in batch if isinstance(item, _Row)]
         try:
             with self._connection:
-                for item in self._add_many(batch, summed):
-                    try:
-                        self._add(item, summed)
-                    except (apsw.ConstraintError, apsw.MismatchError, TypeError, ValueError, OverflowError) as error:
-                        # One row that no file can hold; the others are sound.
-                        faults.append(f"{type(item).__name__} cannot be written: {error}")
+                while rows:
+                    many = min(MANY, 1 << (len(rows).bit_length() - 1))  # few sizes, so that statements stay prepared
+                    self._add_rows(rows[:many], summed, faults)
+                    del rows[:many]
+                for item in batch:
+                    self._add(item, faults)
                 for place, amounts in summed.items():
                     self._connection.execute(sql.ADD_ROLLUP, (*place, *amounts))
         except Exception as error:  # a full or failing disk, or a fault of ours: never the request's business
@@ -283,46 +304,49 @@ class SqliteJournal:
         for fault in faults:
             self._lost(1, fault)
 
-    def _add_many(
-        self, batch: list[Record | Feedback | _Snapshot], summed: dict[tuple[int, str, str], tuple[int, ...]]
-    ) -> Iterator[Record | Feedback | _Snapshot]:
-        """Writes what can be written by the dozen, and gives back the rest: other items, and records that a statement
-        of many refused, one of which is known already or fits in no file."""
+    def _add_rows(
+        self, rows: list[_Row], summed: dict[tuple[int, str, str], tuple[int, ...]], faults: list[str]
+    ) -> None:
+        """By one statement. Where that is refused, because one is known already or fits in no file, by halves."""
         import apsw
 
-        records = [item for item in batch if isinstance(item, Record)]
-        rest: list[Record | Feedback | _Snapshot] = [item for item in batch if not isinstance(item, Record)]
-        for start in range(0, len(records), sql.MANY):
-            some = records[start : start + sql.MANY]
-            if len(some) < sql.MANY:
-                rest += some
-                continue
-            try:
-                values = [value for item in some for value in (item.episode.id, *columns(item), self._encode(item))]
-                with self._connection:  # a savepoint
-                    self._connection.execute(sql.ADD_EPISODES, values)
-                    if self._connection.changes() != sql.MANY:
-                        raise ValueError("some are known already")
-            except (apsw.ConstraintError, apsw.MismatchError, TypeError, ValueError, OverflowError):
-                rest += some
-                continue
-            for item in some:
-                _sum(item, summed)
-        yield from rest
+        try:
+            with self._connection:  # a savepoint
+                values = [value for row in rows for value in (row.id, row.at_s, row.snapshot, row.record)]
+                self._connection.execute(sql.add_episodes(len(rows)), values)
+                if self._connection.changes() != len(rows):
+                    if len(rows) == 1:
+                        return
+                    raise apsw.ConstraintError("some are known already")
+        except (apsw.ConstraintError, apsw.MismatchError, apsw.TooBigError, TypeError, ValueError, OverflowError) as no:
+            if len(rows) == 1:
+                faults.append(f"a record cannot be written: {no}")
+                return
+            half = len(rows) // 2
+            self._add_rows(rows[:half], summed, faults)
+            self._add_rows(rows[half:], summed, faults)
+            return
+        for row in rows:
+            if row.amounts:
+                had = summed.get(row.place)
+                summed[row.place] = row.amounts if had is None else tuple(map(add, had, row.amounts))
 
-    def _add(self, item: Record | Feedback | _Snapshot, summed: dict[tuple[int, str, str], tuple[int, ...]]) -> None:
-        """One statement a row; its share of the hour's sums is gathered for the end of the batch."""
+    def _add(self, item: _Thing, faults: list[str]) -> None:
+        import apsw
+
         execute = self._connection.execute
-        match item:
-            case Record(episode=episode):
-                execute(sql.ADD_EPISODE, (episode.id, *columns(item), self._encode(item)))
-                if self._connection.changes():
-                    _sum(item, summed)
-            case Feedback():
-                about = (item.decision_id, item.at_s, item.score, item.source)
-                execute(sql.ADD_FEEDBACK, (*about, self._encode(item)))
-            case _Snapshot():
-                execute(sql.ADD_SNAPSHOT, (item.hash, int(self._clock()), item.data))
+        try:
+            match item:
+                case Feedback():
+                    about = (item.decision_id, item.at_s, item.score, item.source)
+                    execute(sql.ADD_FEEDBACK, (*about, self._encode(item)))
+                case _Snapshot():
+                    execute(sql.ADD_SNAPSHOT, (item.hash, int(self._clock()), item.data))
+                case _Row():
+                    pass  # with the others
+        except (apsw.ConstraintError, apsw.MismatchError, TypeError, ValueError, OverflowError) as error:
+            # One row that no file can hold; the others are sound.
+            faults.append(f"{type(item).__name__} cannot be written: {error}")
 
     def _forget(self) -> None:
         """Delete what is past its time, a little now and the rest after the next batch."""
@@ -363,11 +387,3 @@ class SqliteJournal:
             self.last_error = why
         if is_news:  # once, not for every row: the counter says how many
             log.warning("journal: %s", why)
-
-
-def _sum(record: Record, summed: dict[tuple[int, str, str], tuple[int, ...]]) -> None:
-    """Adds the record's share to its hour, model and team."""
-    if counts(record):
-        place = (record.episode.at_s // HOUR_S, record.outcome.routed, record.episode.payer.team)
-        had, own = summed.get(place), sums(record)
-        summed[place] = own if had is None else tuple(map(add, had, own))
