@@ -6,7 +6,7 @@ The one place where a `Call` is made, so the one place where its worst case and 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, Protocol
+from typing import Literal
 
 import msgspec
 
@@ -21,6 +21,7 @@ from tierwise.core.episode import (
     Fact,
     Failed,
     Grade,
+    Reason,
     Replied,
     Serve,
     Told,
@@ -61,21 +62,22 @@ class Spent(msgspec.Struct, frozen=True):
 Result = Need | Got | Spent
 
 
-class _Say(Protocol):
-    def __call__(self, at: str, code: str, *facts: tuple[str, Fact]) -> None: ...
-
-
 class Attempts:
-    """The attempts of one walk. `candidates` and `say` are the walk's own notes."""
+    """The attempts of one walk. `candidates` and `reasons` are the walk's own notes."""
 
     def __init__(
-        self, snapshot: Snapshot, policy: Policy, episode: Episode, candidates: dict[str, Candidate], say: _Say
+        self,
+        snapshot: Snapshot,
+        policy: Policy,
+        episode: Episode,
+        candidates: dict[str, Candidate],
+        reasons: list[Reason],
     ) -> None:
         self.snapshot = snapshot
         self.policy = policy
         self.episode = episode
         self.candidates = candidates
-        self.say = say
+        self.reasons = reasons
 
     def first(
         self,
@@ -112,6 +114,9 @@ class Attempts:
             self.say(at, "chosen", ("model", each.model.id), ("by", code))
             return Need(call)
         return self._again(at, ordered, mine, final, about)
+
+    def say(self, at: str, code: str, *facts: tuple[str, Fact]) -> None:
+        self.reasons.append(Reason(at, code, facts))
 
     def note(
         self,

@@ -67,7 +67,7 @@ class _Walk:
         self.reasons: list[Reason] = []
         self.candidates: dict[str, Candidate] = {}
         self.odds: tuple[tuple[str, float], ...] = ()
-        self.attempts = Attempts(snapshot, self.policy, episode, self.candidates, self.reason)
+        self.attempts = Attempts(snapshot, self.policy, episode, self.candidates, self.reasons)
 
     def reason(self, at: str, code: str, *facts: tuple[str, Fact]) -> None:
         self.reasons.append(Reason(at, code, facts))

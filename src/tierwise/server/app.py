@@ -24,8 +24,10 @@ from tierwise.routing.streams import Streamed
 from tierwise.routing.trace import Trace
 from tierwise.server.auth import ANYONE, Identity, Keyring
 from tierwise.server.http import (
+    CALLER,
     EVENT_STREAM,
     JSON,
+    Caller,
     Gone,
     Headers,
     Receive,
@@ -54,7 +56,7 @@ class Call(msgspec.Struct, frozen=True):
     headers: dict[str, str]
     body: bytes
     identity: Identity
-    receive: Receive
+    caller: Caller
     send: Send
     tail: str = ""  # what follows the door's own path
 
@@ -114,8 +116,8 @@ class App:
             )
         headers = headers_of(scope)
         identity = self.keys.identify(headers) if path not in OPEN_PATHS else ANYONE
-        body = await read_body(headers, receive, self.body_limit_bytes) if scope["method"] == "POST" else b""
-        await door(self, Call(path, headers, body, identity, receive, send, tail))
+        body = await read_body(scope, headers, receive, self.body_limit_bytes) if scope["method"] == "POST" else b""
+        await door(self, Call(path, headers, body, identity, scope[CALLER], send, tail))
 
     async def fail(self, send: Send, codec: Codec, error: RequestError) -> None:
         headers: Headers = [JSON]
@@ -150,7 +152,7 @@ class App:
         assert task is not None  # noqa: S101  # ASGI handlers run in tasks
         self._running.add(task)
         try:
-            async with WhileConnected(call.receive):
+            with WhileConnected(call.caller):
                 result = await self.router.handle(request, call.identity.payer, call.identity.grants)
                 if isinstance(result, Streamed):
                     await _stream(call.send, result)
@@ -215,29 +217,29 @@ async def _lifespan(receive: Receive, send: Send) -> None:
 
 def trace_headers(trace: Trace, *, begun: bool = False) -> Headers:
     """What the reply's headers say of the decision. `begun`: a stream, whose cost is not known yet."""
-    found: list[tuple[str, str]] = [
-        ("decision", trace.episode.id),
-        ("model", trace.routed),
-        ("policy", trace.episode.policy),
-        ("reason", trace.code),
-        ("attempts", str(trace.attempts)),
+    found: Headers = [
+        (b"x-tierwise-decision", trace.episode.id.encode()),
+        (b"x-tierwise-model", _header(trace.routed)),
+        (b"x-tierwise-policy", _header(trace.episode.policy)),
+        (b"x-tierwise-reason", _header(trace.code)),
+        (b"x-tierwise-attempts", b"%d" % trace.attempts),
     ]
     if not begun:
-        found.append(("cost-usd", _usd(trace.cost_nano)))
-        found.append(("baseline-usd", _usd(trace.baseline_nano)))
-        found.append(("saved-usd", _usd(trace.saved_nano)))
+        found.append((b"x-tierwise-cost-usd", _usd(trace.cost_nano)))
+        found.append((b"x-tierwise-baseline-usd", _usd(trace.baseline_nano)))
+        found.append((b"x-tierwise-saved-usd", _usd(trace.saved_nano)))
     if trace.money.left_nano is not None:
         left = trace.money.left_nano - (0 if begun else trace.cost_nano or 0)
-        found.append(("budget-remaining-usd", usd_text(max(0, left))))
+        found.append((b"x-tierwise-budget-remaining-usd", _usd(max(0, left))))
     if trace.simulated():
-        found.append(("simulated", "true"))
+        found.append((b"x-tierwise-simulated", b"true"))
     if trace.lost:
-        found.append(("lost", "; ".join(trace.lost)[:1_000]))
-    return [(f"x-tierwise-{name}".encode(), _header(value)) for name, value in found]
+        found.append((b"x-tierwise-lost", _header("; ".join(trace.lost)[:1_000])))
+    return found
 
 
-def _usd(nano: int | None) -> str:
-    return "unknown" if nano is None else usd_text(nano)
+def _usd(nano: int | None) -> bytes:
+    return b"unknown" if nano is None else usd_text(nano).encode()
 
 
 def _header(value: str) -> bytes:

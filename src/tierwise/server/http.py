@@ -18,6 +18,9 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 Headers = list[tuple[bytes, bytes]]
 
+# What our protocol adds to a scope.
+CALLER = "tierwise.caller"
+BODY_IS_HERE = "tierwise.body_is_here"
 # A caller that sends its body slower than this is not a slow caller.
 BODY_DEADLINE_S = 30.0
 JSON = (b"content-type", b"application/json")
@@ -46,7 +49,7 @@ def headers_of(scope: Scope) -> dict[str, str]:
     return found
 
 
-async def read_body(headers: dict[str, str], receive: Receive, limit: int) -> bytes:
+async def read_body(scope: Scope, headers: dict[str, str], receive: Receive, limit: int) -> bytes:
     """The whole body. Raises a 413 above the limit, a 408 when it does not come in time, Gone when the caller left."""
     encoding = headers.get("content-encoding", "identity")
     if encoding not in ("", "identity"):
@@ -58,20 +61,30 @@ async def read_body(headers: dict[str, str], receive: Receive, limit: int) -> by
     declared = headers.get("content-length", "")
     if declared.isdigit() and int(declared) > limit:
         raise too_large(limit)
-    try:
-        async with asyncio.timeout(BODY_DEADLINE_S):
-            message = await _receive(receive)
-            pieces: list[bytes] = [message.get("body", b"")]
-            size = len(pieces[0])
-            while size <= limit and message.get("more_body", False):
-                message = await _receive(receive)
-                pieces.append(message.get("body", b""))
-                size += len(pieces[-1])
-    except TimeoutError:
-        raise RequestError("the body did not arrive in time", code="body_timeout", status=408) from None
-    if size > limit:
+    if scope.get(BODY_IS_HERE):  # nothing to wait for: no timer is set up
+        pieces = await _pieces(receive, limit)
+    else:
+        try:
+            async with asyncio.timeout(BODY_DEADLINE_S):
+                pieces = await _pieces(receive, limit)
+        except TimeoutError:
+            raise RequestError("the body did not arrive in time", code="body_timeout", status=408) from None
+    body = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+    if len(body) > limit:
         raise too_large(limit)
-    return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+    return body
+
+
+async def _pieces(receive: Receive, limit: int) -> list[bytes]:
+    """The body, or as much of it as shows that it is too large."""
+    message = await _receive(receive)
+    pieces: list[bytes] = [message.get("body", b"")]
+    size = len(pieces[0])
+    while size <= limit and message.get("more_body", False):
+        message = await _receive(receive)
+        pieces.append(message.get("body", b""))
+        size += len(pieces[-1])
+    return pieces
 
 
 async def _receive(receive: Receive) -> Message:
@@ -105,33 +118,57 @@ async def reply_json(send: Send, status: int, value: object, headers: Headers | 
     await reply(send, status, msgspec.json.encode(value), [JSON, *(headers or [])])
 
 
+class Caller:
+    """Whether the other end of a connection is still there. ASGI says so only to a task that does nothing but listen;
+    our protocol knows, and puts this into the scope."""
+
+    __slots__ = ("_watchers", "gone")
+
+    def __init__(self) -> None:
+        self.gone = False
+        self._watchers: set[WhileConnected] = set()
+
+    def watch(self, watcher: WhileConnected) -> None:
+        """Its `leave` is called when the caller goes; soon, when it has gone."""
+        if self.gone:
+            asyncio.get_running_loop().call_soon(watcher.leave)
+        else:
+            self._watchers.add(watcher)
+
+    def unwatch(self, watcher: WhileConnected) -> None:
+        self._watchers.discard(watcher)
+
+    def left(self) -> None:
+        self.gone = True
+        while self._watchers:
+            self._watchers.pop().leave()
+
+
 class WhileConnected:
     """Runs its block until the end, or until the caller leaves: then the block is cancelled and `gone` is true.
 
-    An ASGI server does not cancel a handler whose caller went away; somebody has to listen."""
+    An ASGI server does not cancel a handler whose caller went away."""
 
-    def __init__(self, receive: Receive) -> None:
-        self._receive = receive
+    __slots__ = ("_caller", "_task", "gone")
+
+    def __init__(self, caller: Caller) -> None:
+        self._caller = caller
         self.gone = False
 
-    async def __aenter__(self) -> WhileConnected:
+    def __enter__(self) -> WhileConnected:
         task = asyncio.current_task()
         assert task is not None  # noqa: S101  # ASGI handlers run in tasks
         self._task = task
-        self._watch = asyncio.get_running_loop().create_task(self._listen())
+        self._caller.watch(self)
         return self
 
-    async def _listen(self) -> None:
-        while (await self._receive())["type"] != "http.disconnect":
-            pass  # a second body message after the last one says nothing new
+    def leave(self) -> None:
         self.gone = True
         self._task.cancel()
 
-    async def __aexit__(
+    def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> bool:
-        self._watch.cancel()
+        self._caller.unwatch(self)
         # Only our own cancellation ends here; one from outside (a server that stops) goes on.
-        if self.gone and self._task.uncancel() == 0 and kind is asyncio.CancelledError:
-            return True
-        return False
+        return self.gone and self._task.uncancel() == 0 and kind is asyncio.CancelledError

@@ -1,5 +1,7 @@
 """uvicorn's HTTP/1.1 protocol with the limits that it leaves to a proxy: a head has an end, in bytes and in time.
 
+It tells the application who has left and whether a body is whole, which ASGI leaves to be found out.
+
 Also: trailers are no headers (a proxy in front has not seen them), and an offer to upgrade to HTTP/2 is declined, and
 not taken for the end of the request as the parser would have it.
 """
@@ -8,8 +10,11 @@ from __future__ import annotations
 
 import asyncio
 import re
+from typing import cast
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from tierwise.server.http import BODY_IS_HERE, CALLER, Caller
 
 HEAD_BYTES = 64 * 1024
 # A head that has begun and does not end in this time belongs to nobody who means well.
@@ -24,9 +29,14 @@ class Protocol(HttpToolsProtocol):
     _head_bytes = 0
     _head_timer: asyncio.TimerHandle | None = None
 
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        self._caller = Caller()
+        super().connection_made(transport)
+
     def connection_lost(self, exc: Exception | None) -> None:
         self._disarm()
         super().connection_lost(exc)
+        self._caller.left()
 
     def data_received(self, data: bytes) -> None:
         if self._in_head and b"pgrade" in data:
@@ -43,6 +53,7 @@ class Protocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         self._in_head = True
         super().on_message_begin()
+        cast("dict[str, object]", self.scope)[CALLER] = self._caller
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if self._in_head:
@@ -54,6 +65,7 @@ class Protocol(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         super().on_message_complete()
+        cast("dict[str, object]", self.scope)[BODY_IS_HERE] = True
         # What follows is the head of the next request, if there is one.
         self._in_head, self._head_bytes = True, 0
 

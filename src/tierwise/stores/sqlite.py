@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 BATCH_ROWS = 512  # rows in one transaction
 MANY = 64  # rows in one statement
-GATHER_S = 0.05  # how long the writer lets rows gather after the first; a reader cuts it short
+GATHER_S = 0.2  # how long the writer lets rows gather after the first; a reader cuts it short
 FORGET_EVERY_S = 3_600.0
 FORGET_ROWS = 500  # deleted at once, so that writing does not wait long behind it
 
@@ -71,7 +71,7 @@ class _Snapshot(msgspec.Struct, frozen=True):
     data: bytes
 
 
-class _Row(msgspec.Struct, frozen=True):
+class _Row(msgspec.Struct, frozen=True, gc=False):
     """A record as it goes into the file: text that holds on to nothing, where a record would keep a request's objects
     alive for the collector to walk through."""
 
