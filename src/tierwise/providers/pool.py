@@ -46,8 +46,17 @@ class Line(ResponseHandler):
         super().__init__(loop)
         self.used = False
         self.body: aiohttp.StreamReader | None = None
+        self._quiet: select.poll | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        connected = transport.get_extra_info("socket")
+        if connected is not None:
+            self._quiet = select.poll()
+            self._quiet.register(connected.fileno(), select.POLLIN)
 
     def connection_lost(self, exc: BaseException | None) -> None:
+        self._quiet = None  # the number may be another connection's by now
         super().connection_lost(exc)
         # After a body that cannot be parsed aiohttp forgets it without a word, and its reader would wait forever.
         body, self.body = self.body, None
@@ -63,12 +72,7 @@ class Line(ResponseHandler):
         """
         if self.should_close or self.transport is None:
             return False
-        poll = select.poll()
-        try:
-            poll.register(self.transport.get_extra_info("socket").fileno(), select.POLLIN)
-        except (OSError, ValueError, AttributeError):
-            return False
-        return not poll.poll(0)
+        return self._quiet is not None and not self._quiet.poll(0)
 
     def prepare(self) -> None:
         """A fresh parser for the reply to one request."""

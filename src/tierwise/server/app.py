@@ -152,7 +152,7 @@ class App:
         assert task is not None  # noqa: S101  # ASGI handlers run in tasks
         self._running.add(task)
         try:
-            with WhileConnected(call.caller):
+            with WhileConnected(call.caller, task):
                 result = await self.router.handle(request, call.identity.payer, call.identity.grants)
                 if isinstance(result, Streamed):
                     await _stream(call.send, result)

@@ -151,14 +151,13 @@ class WhileConnected:
 
     __slots__ = ("_caller", "_task", "gone")
 
-    def __init__(self, caller: Caller) -> None:
+    def __init__(self, caller: Caller, task: asyncio.Task[object]) -> None:
+        """`task` runs the block."""
         self._caller = caller
+        self._task = task
         self.gone = False
 
     def __enter__(self) -> WhileConnected:
-        task = asyncio.current_task()
-        assert task is not None  # noqa: S101  # ASGI handlers run in tasks
-        self._task = task
         self._caller.watch(self)
         return self
 
