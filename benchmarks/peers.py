@@ -33,7 +33,7 @@ class Peer:
 
 
 def peers() -> list[Peer]:
-    return [direct(), nginx(), litellm(), tierwise()]
+    return [direct(), nginx(), stack(), litellm(), tierwise()]
 
 
 def direct() -> Peer:
@@ -55,6 +55,14 @@ def nginx() -> Peer:
         return Process(command, folder / "nginx.log")
 
     return Peer("nginx", version, "bench", start, "/v1/models")
+
+
+def stack() -> Peer:
+    def start(folder: Path, port: int, upstream: int) -> Process:
+        command = [sys.executable, "-m", "benchmarks.stack", str(port), str(upstream)]
+        return Process(command, folder / "stack.log", cwd=Path(__file__).parent.parent)
+
+    return Peer("bare stack", "uvicorn and an aiohttp session, a proxy of 30 lines", "bench", start, "/v1/models")
 
 
 NGINX = """

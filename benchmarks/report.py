@@ -60,6 +60,10 @@ def ratio(figures: Figures, name: str) -> float | None:
     return None if ours is None or not theirs else ours / theirs
 
 
+# CPU per request of the bare stack on the quiet machine that the gates were written on. What it costs here, over this,
+# is how much slower this machine and this hour are.
+STACK_THERE_US = 108
+
 GATES = (
     Gate("throughput at c=64, × LiteLLM", lambda f: ratio(f, "c64_per_s"), (20, 40, 73), "×", least=True),
     Gate("CPU per request (c=64)", lambda f: of(f, "c64_cpu_us"), (400, 200, 132), "µs"),
@@ -132,7 +136,7 @@ def markdown(run: Run) -> str:
     ]
     lines += ["### Against the gates", ""]
     lines += table(["", "measured", "gate", "target", "moonshot", ""], gate_rows(run.medians))
-    lines += ["", "### Against peers, 1 kB bodies unless said", ""]
+    lines += [*slower(run.medians), "", "### Against peers, 1 kB bodies unless said", ""]
     lines += table(["", *(title for title, _, _ in COLUMNS)], peer_rows(run))
     lines += ["", "### What a peer adds to the direct call", ""]
     lines += table(["", *(title for title, _ in ADDED)], added_rows(run))
@@ -151,6 +155,22 @@ def markdown(run: Run) -> str:
         "- Not measured here: two workers (one process serves for now), and memory over hours (`--soak SECONDS`)."
     )
     return "\n".join(lines) + "\n"
+
+
+def slower(figures: Figures) -> list[str]:
+    """How the machine of this run compares with the one that the gates were written on."""
+    stack = of(figures, "c64_cpu_us", "bare stack")
+    own = of(figures, "c64_cpu_us")
+    if not stack or not own:
+        return []
+    return [
+        "",
+        f"The bare stack (uvicorn and an aiohttp session, nothing of ours) costs {stack:,.0f} µs of CPU a request in "
+        f"this run and {STACK_THERE_US} µs on the quiet machine that the gates were written on, a factor of "
+        f"{stack / STACK_THERE_US:.2f}. It adds {added(figures, 'c1_p50_us', 'bare stack') or 0:,.0f} µs at p50 and "
+        f"{added(figures, 'c1_p99_us', 'bare stack') or 0:,.0f} µs at p99. Tierwise costs {own / stack:.1f} times the "
+        "bare stack.",
+    ]
 
 
 def peer_rows(run: Run) -> list[list[str]]:

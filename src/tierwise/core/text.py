@@ -1,16 +1,18 @@
 """Counts what a text is made of (tokens, words, scripts) without any tokenizer. No word lists: those are in `lexicon`.
 
-Everything here runs at the speed of `bytes.translate` and `bytes.count`: a few passes over the text, each linear and
-none with a backtracking regex, so that the cost of a hostile text is the cost of any text of its length.
+Everything here runs at the speed of numpy and `bytes.translate`: a few passes over the text, each linear and none with
+a backtracking regex, so that the cost of a hostile text is the cost of any text of its length.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import math
 from collections.abc import Iterable
 
 import msgspec
+import numpy as np
 
 
 def _table(classes: Iterable[tuple[Iterable[int], str]], other: str = "\0") -> bytes:
@@ -22,14 +24,24 @@ def _table(classes: Iterable[tuple[Iterable[int], str]], other: str = "\0") -> b
 
 
 _SYMBOLS = b"{}();=<>[]_\\|&`"
-_UPPER = bytes(range(65, 91))
-_DIGITS = bytes(range(48, 58))
 _PUNCTUATION = bytes([*range(33, 48), *range(58, 65), *range(91, 97), *range(123, 127)])
-_LETTER_RUNS = _table([((*range(65, 91), *range(97, 123)), "a"), (range(128, 256), "u")], " ")
-_DIGIT_RUNS = _table([(_DIGITS, "0")], " ")
-_PUNCTUATION_RUNS = _table([(_PUNCTUATION, ".")], " ")
-# Line beginnings: a bullet, a number, an indent, anything else.
-_LINES = _table([((10,), "\n"), ((32, 9), " "), (_DIGITS, "0"), (b"-*", "-")], "x")
+# What a byte is: small letter, capital, digit, line end, blank, bullet, symbol of programs, other mark, beyond ASCII.
+_OTHER, _SMALL, _CAPS, _NUMERAL, _END, _BLANK, _BULLET, _SYMBOL, _SIGN, _BEYOND, _KINDS = range(11)
+_KIND = bytearray(256)
+for _codes, _kind in (
+    (_PUNCTUATION, _SIGN),
+    (_SYMBOLS, _SYMBOL),
+    (b"-*", _BULLET),
+    (range(97, 123), _SMALL),
+    (range(65, 91), _CAPS),
+    (range(48, 58), _NUMERAL),
+    ((10,), _END),
+    (b" \t", _BLANK),
+    (range(128, 256), _BEYOND),
+):
+    for _code in _codes:
+        _KIND[_code] = _kind
+_MARKS_KINDS = (_BULLET, _SYMBOL, _SIGN)
 _WORDS = bytes(code if code >= 128 or chr(code).isalnum() else 32 for code in range(256))
 # What separates words outside ASCII and is common enough to matter: quotes, dashes, inverted and full-width marks.
 _MARKS = "¿¡«»“”„‘’–—…•·、。，！？：；（）「」『』【】؟،।\u00a0\u3000"
@@ -86,29 +98,24 @@ class Counts(msgspec.Struct, frozen=True):
 def count(text: str) -> Counts:
     """Tokens of a text, estimated for a modern byte-pair tokenizer, and what it was made from. Any str is fine."""
     data = text.encode("utf-8", "surrogatepass")
-    runs = data.translate(_LETTER_RUNS)
-    run_count = runs.count(b" a") + runs.startswith(b"a")
-    letters = runs.count(b"a")
-    digits = data.translate(_DIGIT_RUNS)
-    digit_runs = digits.count(b" 0") + digits.startswith(b"0")
-    marks = data.translate(_PUNCTUATION_RUNS)
-    capitals = len(data) - len(data.translate(None, _UPPER))
-    symbols = len(data) - len(data.translate(None, _SYMBOLS))
-    lines = indents = items = 0
-    if b"\n" in data:
-        starts = data.translate(_LINES)
-        lines = starts.count(b"\n") - starts.count(b"\n\n")
-        indents = starts.count(b"\n ")
-        items = starts.count(b"\n-") + starts.count(b"\n0")
+    alone, pairs = _kinds(data)
+    letters = alone[_SMALL] + alone[_CAPS]
+    run_count = letters - sum([pairs[before][_SMALL] + pairs[before][_CAPS] for before in (_SMALL, _CAPS, _BEYOND)])
+    digit_runs = alone[_NUMERAL] - pairs[_NUMERAL][_NUMERAL]
+    marks = alone[_BULLET] + alone[_SYMBOL] + alone[_SIGN]
+    mark_runs = marks - sum([pairs[before][after] for before in _MARKS_KINDS for after in _MARKS_KINDS])
+    lines, indents = alone[_END] - pairs[_END][_END], pairs[_END][_BLANK]
+    items = pairs[_END][_BULLET] + pairs[_END][_NUMERAL]
+    capitals, symbols = alone[_CAPS], alone[_SYMBOL]
     tokens = (
         _RUN * run_count
         + _LETTER * letters
         + _LONG * max(0, letters - _LONG_RUN * run_count)
         + _CAPITAL * capitals
         + _DIGIT_RUN * digit_runs
-        + _DIGIT * digits.count(b"0")
-        + _MARK_RUN * (marks.count(b" .") + marks.startswith(b"."))
-        + _MARK * marks.count(b".")
+        + _DIGIT * alone[_NUMERAL]
+        + _MARK_RUN * mark_runs
+        + _MARK * marks
         + _LINE * lines
         + _INDENT * indents
     )
@@ -118,6 +125,18 @@ def count(text: str) -> Counts:
     leads = tuple(by_lead.count(letter) for letter, _ in _LEAD_TOKENS)
     tokens += sum(number * weight for number, (_, weight) in zip(leads, _LEAD_TOKENS, strict=True))
     return Counts(tokens, digit_runs, lines, indents, items, capitals, letters, symbols, leads)
+
+
+def _kinds(data: bytes) -> tuple[list[int], list[list[int]]]:
+    """How many bytes of each kind, and how often each kind follows each: all runs and line beginnings in one pass."""
+    kinds = _kind_table()[np.frombuffer(b"\0" + data, np.uint8)]
+    follows = np.bincount(kinds[:-1] * _KINDS + kinds[1:], minlength=_KINDS * _KINDS).reshape(_KINDS, _KINDS)
+    return follows.sum(axis=0).tolist(), follows.tolist()
+
+
+@functools.cache
+def _kind_table() -> np.ndarray[tuple[int], np.dtype[np.uint8]]:
+    return np.frombuffer(bytes(_KIND), np.uint8)
 
 
 def words(folded: str) -> list[str]:
