@@ -19,8 +19,8 @@ async def test_a_dearer_fallback_is_held_at_its_own_price_before_it_is_asked(tmp
         held: list[tuple[int, int]] = []
 
         async def look(x: Exchange) -> None:
-            open_holds = gateway.ledger._open.values()
-            held.append((len(open_holds), sum(each.amount_nano for each in open_holds)))
+            open_holds = gateway.ledger.books._open.values()
+            held.append((len(open_holds), sum(each.row.amount_nano for each in open_holds)))
             await well_formed(x)
 
         two.script(look, look)

@@ -8,7 +8,7 @@ from tests.support.ledgers import NOON, a_hold, of, path_of
 from tierwise.core.budget import Budget, Charge
 from tierwise.core.request import Hints, Payer
 from tierwise.stores import accounts as accounts_module
-from tierwise.stores import memory as memory_module
+from tierwise.stores import books as books_module
 from tierwise.stores.memory import MemoryLedger
 
 
@@ -25,7 +25,7 @@ async def test_sessions_are_forgotten_oldest_first_but_never_with_an_open_hold(
     for n in range(4):
         assert await ledger.hold(a_hold(f"more {n}", 1, session=f"open {n}")) is not None
     assert await ledger.hold(a_hold("late", 1, session="999")) is not None, "the newest are kept"
-    assert len(ledger._lines[0].accounts) <= 8
+    assert len(ledger.books._lines[0].accounts) <= 8
     assert of(ledger, hints=Hints())[0] == ("user", 10_000, 40), "who pays is never forgotten"
     assert ledger.audit() == ()
 
@@ -42,17 +42,17 @@ async def test_more_open_sessions_than_are_kept_are_all_remembered(monkeypatch: 
     for n in range(20):
         await ledger.hold(a_hold(f"new {n}", 1, session=f"new {n}"))
         ledger.settle(f"new {n}", Charge(cost_nano=1))
-    assert len(ledger._lines[0].accounts) <= 9
+    assert len(ledger.books._lines[0].accounts) <= 9
     assert ledger.audit() == ()
 
 
 async def test_old_entries_are_carried_forward_and_the_books_still_balance(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory_module, "ENTRIES_KEPT", 10)
+    monkeypatch.setattr(books_module, "ENTRIES_KEPT", 10)
     ledger = MemoryLedger(path_of(10**9))
     for n in range(100):
         await ledger.hold(a_hold(f"{n}", 5))
         ledger.settle(f"{n}", Charge(cost_nano=n))
-    assert (len(ledger._entries), len(ledger._closed)) == (10, 10)
+    assert (len(ledger.books._entries), len(ledger.books._closed)) == (10, 10)
     assert {spent for _, spent, _ in of(ledger)} == {sum(range(100))}
     assert ledger.audit() == ()
 
@@ -62,7 +62,7 @@ async def test_accounts_of_past_windows_are_dropped() -> None:
     for n in range(100):
         await ledger.hold(a_hold(f"{n}", 1, payer=Payer(user=f"u{n}"), at_s=NOON + n))
         ledger.settle(f"{n}", Charge(cost_nano=1))
-    assert len(ledger._lines[0].accounts) == 40
+    assert len(ledger.books._lines[0].accounts) == 40
 
 
 @pytest.mark.parametrize("tampered", ["posted_nano", "pending_nano", "open", "carried_nano"])
@@ -72,7 +72,7 @@ async def test_the_audit_finds_a_changed_account(tampered: str) -> None:
     await ledger.hold(a_hold("b", 5))
     ledger.settle("b", Charge(cost_nano=5))
     assert ledger.audit() == ()
-    account = ledger._lines[2].accounts["ada"]
+    account = ledger.books._lines[2].accounts["ada"]
     setattr(account, tampered, getattr(account, tampered) + 1)
     assert len(ledger.audit()) == 1
     assert "user 'ada'" in ledger.audit()[0]

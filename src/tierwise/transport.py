@@ -14,6 +14,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from tierwise.core.errors import Closed
+from tierwise.server.http import BODY_IS_HERE, CALLER, Caller
 
 if TYPE_CHECKING:
     from tierwise.server.app import App
@@ -27,12 +28,14 @@ class _Exchange:
     """One request through the application, and its reply as it comes."""
 
     def __init__(self, app: App, scope: dict[str, Any], body: bytes) -> None:
-        self._body: bytes | None = body
-        self._left = asyncio.Event()
+        self._body = body
+        self._caller = Caller()
         self._broken = False
         self._head: asyncio.Future[tuple[int, list[tuple[bytes, bytes]]]] = asyncio.get_running_loop().create_future()
         self._pieces: asyncio.Queue[bytes | None] = asyncio.Queue(_PIECES)
-        self._task = asyncio.get_running_loop().create_task(self._run(app, scope))
+        self._task = asyncio.get_running_loop().create_task(
+            self._run(app, {**scope, CALLER: self._caller, BODY_IS_HERE: True})
+        )
 
     async def _run(self, app: App, scope: dict[str, Any]) -> None:
         try:
@@ -44,20 +47,16 @@ class _Exchange:
             else:
                 self._head.set_exception(error)
         finally:
-            if not self._left.is_set():
+            if not self._caller.gone:
                 await self._pieces.put(None)
 
     async def _receive(self) -> dict[str, Any]:
-        if self._body is not None:
-            body, self._body = self._body, None
-            return {"type": "http.request", "body": body, "more_body": False}
-        await self._left.wait()
-        return {"type": "http.disconnect"}
+        return {"type": "http.request", "body": self._body, "more_body": False}
 
     async def _send(self, message: Any) -> None:
         if message["type"] == "http.response.start":
             self._head.set_result((message["status"], message["headers"]))
-        elif message.get("body") and not self._left.is_set():
+        elif message.get("body") and not self._caller.gone:
             await self._pieces.put(message["body"])
 
     async def head(self, patience_s: float | None) -> tuple[int, list[tuple[bytes, bytes]]]:
@@ -79,7 +78,7 @@ class _Exchange:
 
     async def close(self) -> None:
         """The reader is done: what still runs learns that its caller has left."""
-        self._left.set()
+        self._caller.left()
         while not self._pieces.empty():
             self._pieces.get_nowait()
         await asyncio.wait({self._task})

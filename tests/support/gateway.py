@@ -126,7 +126,7 @@ class Watched(MemoryLedger):
         return denial
 
     def settle(self, hold_id: str, charge: Charge) -> None:
-        if hold_id in self._open:  # a second settlement is no charge
+        if hold_id in self.books._open:  # a second settlement is no charge
             self.charges.append((hold_id, charge))
             self.charged.set()
         super().settle(hold_id, charge)

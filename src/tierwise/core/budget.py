@@ -11,17 +11,42 @@ from tierwise.core.request import Payer
 
 Scope = Literal["request", "session", "workflow", "user", "team", "organisation", "key", "tag"]
 Window = Literal["minute", "hour", "day", "week", "month", "lifetime"]
-DenialCode = Literal["budget_exceeded", "held_by_others", "step_limit", "retry_budget"]
+DenialCode = Literal[
+    "budget_exceeded",  # money: waiting for requests in flight does not help
+    "held_by_others",  # money: it would fit once the open holds are given back
+    "credit_exhausted",  # a prepaid balance does not cover it
+    "unbounded",  # a hard budget, and a call without a price or without a bound
+    "token_limit",
+    "call_limit",
+    "parallel_limit",  # calls at once
+    "step_limit",
+    "loop_stopped",  # the same call again and again, or two in turn
+    "deadline_passed",  # of a session or workflow
+    "retry_budget",
+]
 
 
 class Budget(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """A limit over a window of time. `match`: only payers with these values; empty means each payer has its own."""
+    """A limit over a window of time. `match`: only payers with these values; empty means each payer has its own.
+
+    `rolling`: the window is the last so many seconds (a month: 30 days), in sixtieths of it, an oldest part counted
+    whole; else it is the calendar's, in `zone` (an IANA name). `hard`: a call that would exceed it is refused; a soft
+    budget only makes money dearer. None is no limit."""
 
     scope: Scope
     match: tuple[tuple[str, str], ...] = ()
     limit_nano: int | None = None
-    steps: int | None = None  # calls of a session or workflow
+    tokens: int | None = None  # read and written, held at their upper bound
+    calls: int | None = None  # calls of models, of every kind
+    parallel: int | None = None  # calls at once
+    steps: int | None = None  # requests of a session or workflow that reached a model
+    repeats: int | None = None  # the same request so often in a row, or two in turn so often each
+    deadline_s: int | None = None  # since the first request of a session or workflow
     window: Window = "lifetime"
+    rolling: bool = False
+    zone: str = "UTC"
+    hard: bool = True
+    reserve_nano: int | None = None  # what a call without a price or a bound holds; None: a hard budget refuses it
 
 
 class Hold(msgspec.Struct, frozen=True, kw_only=True):
@@ -34,9 +59,14 @@ class Hold(msgspec.Struct, frozen=True, kw_only=True):
     model: str
     amount_nano: int
     at_s: int
-    steps: int = 1
+    tokens: int = 0  # at most
+    steps: int = 1  # 0 for a call of a request that has made its step already
     request_limit_nano: int | None = None  # the caller's own cap on this request, over all its attempts
     request: str = ""  # decision id
+    fingerprint: str = ""  # of what is asked; equal ones are the same call to a loop detector, "" is none
+    bounded: bool = True  # False: no price, or no upper bound, so `amount_nano` promises nothing
+    least_nano: int = 0  # what is charged when nobody ever says what it cost: the prompt was read
+    snapshot: str = ""  # hash of the snapshot whose prices hold for this call
 
 
 class Denial(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -49,6 +79,8 @@ class Denial(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     held_nano: int | None = None
     resets_at_s: int | None = None
     affordable_nano: int = 0  # what a hold could be now
+    limit: int | None = None  # of tokens, calls, steps, repeats or seconds
+    used: int | None = None
 
 
 class Charge(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -70,11 +102,13 @@ class Lambda(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Balance(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One budget of a payer as it stands, for a balance page. `subject`: whose account it is, within the scope."""
+    """One budget or credit of a payer as it stands. `subject`: whose account it is, within the scope."""
 
     scope: Scope
     window: Window
     subject: str = ""
+    credit: bool = False  # prepaid: `limit_nano` is all that was ever topped up
+    hard: bool = True
     limit_nano: int | None = None
     spent_nano: int = 0
     held_nano: int = 0
@@ -82,4 +116,11 @@ class Balance(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     price: float = 1.0  # λ of this budget alone
     steps: int | None = None  # the limit
     steps_done: int = 0
+    tokens: int | None = None  # the limit
+    tokens_used: int = 0  # and held
+    calls: int | None = None  # the limit
+    calls_done: int = 0
+    parallel: int | None = None  # the limit
+    open: int = 0  # calls under way
+    starts_at_s: int | None = None
     resets_at_s: int | None = None

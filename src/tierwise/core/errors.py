@@ -7,7 +7,9 @@ TierwiseError
 │   ├── Unknown          404: no such model, policy or decision; names the nearest
 │   ├── Unauthorised     401
 │   ├── Forbidden        403
+│   ├── Conflict         409: the same request is under way, or was another one
 │   └── Refused          402, 422, 429, 502, 503: a decision to refuse, with its facts
+│       └── Unavailable  503: the ledger cannot make a hold durable, so nothing may be sent
 └── Closed               the router is draining or closed
 """
 
@@ -95,9 +97,18 @@ class Unknown(RequestError):
     type = "not_found_error"
 
 
+class Conflict(RequestError):
+    status = 409
+    type = "invalid_request_error"
+
+
 class Refused(RequestError):
     status = 503
     type = "api_error"
+
+
+class Unavailable(Refused):
+    """A store that must not lose anything cannot be written to."""
 
 
 class Closed(TierwiseError):

@@ -7,7 +7,7 @@ from typing import Any, Literal, Protocol
 
 import msgspec
 
-from tierwise.core.budget import Charge, Denial, Hold, Lambda
+from tierwise.core.budget import Balance, Budget, Charge, Denial, Hold, Lambda
 from tierwise.core.catalogue import Deadlines, Provider
 from tierwise.core.episode import Decision, Episode, FailureKind
 from tierwise.core.money import Usage
@@ -22,7 +22,8 @@ class Ledger(Protocol):
         ...
 
     async def hold(self, hold: Hold) -> Denial | None:
-        """Set the amount aside under every budget of the payer's path, or say why not. The same id holds once."""
+        """Set the amount aside under every budget of the payer's path, or say why not. The same id holds once. Returns
+        when the hold is as durable as this ledger makes it. Raises Unavailable when it cannot be made so."""
         ...
 
     def settle(self, hold_id: str, charge: Charge) -> None:
@@ -32,8 +33,33 @@ class Ledger(Protocol):
         afterwards: a store that waits must then not hold it."""
         ...
 
+    def checkpoint(self, hold_id: str, least_nano: int) -> None:
+        """So much of an open hold has been used for certain: what is charged when nobody lives to settle it. Returns at
+        once."""
+        ...
+
+    async def correct(self, hold_id: str, cost_nano: int, note: str = "") -> bool:
+        """Late truth: what a closed call really cost, as a new entry. False when there is no such closed hold."""
+        ...
+
+    async def grant(self, id: str, scope: str, subject: str, amount_nano: int) -> bool:
+        """Top up the prepaid balance of a user, key, team or organisation. The same id counts once; False then."""
+        ...
+
+    def balances(self, payer: Payer, hints: Hints) -> tuple[Balance, ...]:
+        """Every budget and credit above this payer as it stands, in the order of the configuration."""
+        ...
+
+    def reload(self, budgets: tuple[Budget, ...]) -> None:
+        """Other budgets from now on. Those with the scope, match and window of an old one keep what was spent."""
+        ...
+
     async def drain(self) -> None:
         """Wait until every posted settlement is done."""
+        ...
+
+    async def close(self) -> None:
+        """After `drain`: let go of what is open. Closing twice is closing once."""
         ...
 
     def open_holds(self) -> int: ...

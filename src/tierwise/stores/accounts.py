@@ -1,50 +1,83 @@
-"""Whose account a hold falls on: a budget's line in the books, with one account for each subject in the current window.
+"""Whose account a hold falls on: a budget's line in the books, with the accounts of each subject.
 
-Counts, and forgets what may be forgotten; admits nothing and refuses nothing (the ledger does).
+Counts, and forgets what may be forgotten; admits nothing and refuses nothing (`books` does). An account is one subject
+under one budget in one window (of a rolling budget: in one part of it), and a row of the durable ledger.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable
+
+import msgspec
 
 from tierwise.core.budget import Balance, Budget
 from tierwise.core.request import Payer
-from tierwise.stores.windows import NEVER_S, price_of_money, window_of
+from tierwise.stores.windows import NEVER_S, price_of_money, rolling_part, window_of
 
 # Callers make sessions, workflows and requests at will, so their accounts are forgotten, the longest unused first,
-# above this number. One with an open hold never is. Whoever returns after that many others begins at zero.
+# above this number. One with an open hold never is. Whoever returns after that many others begins at zero, unless the
+# store can look the account up.
 ACCOUNTS_KEPT = 50_000
 FORGETTING_TRIES = 8  # accounts looked at for each new one, so that no hold pays for a long clean-up
 MADE_BY_CALLERS = ("request", "session", "workflow")
+RECENT_KEPT = 64  # fingerprints of an account's last steps
+
+Key = tuple[str, str, int]  # line, subject, first second
+
+
+class Counts(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What one account has counted, as a store keeps it."""
+
+    limit_nano: int | None = None
+    bound_nano: int | None = None
+    posted_nano: int = 0
+    pending_nano: int = 0
+    overage_nano: int = 0
+    tokens: int = 0
+    tokens_pending: int = 0
+    calls: int = 0
+    steps: int = 0
+    open: int = 0
+    first_s: int = 0
+    recent: tuple[str, ...] = ()
+
+
+Load = Callable[[Key], Counts | None]
 
 
 class Account:
-    """One subject under one budget in one window. Nano-dollars; `bound_nano` is the highest limit it ever had."""
+    """Nano-dollars; `bound_nano` is the highest limit it ever had. `open` counts holds."""
 
-    __slots__ = (
-        "bound_nano",
-        "carried_nano",
-        "limit_nano",
-        "line",
-        "open",
-        "overage_nano",
-        "pending_nano",
-        "posted_nano",
-        "steps",
-        "subject",
-    )
+    __slots__ = ("carried_nano", "line", "start_s", "subject", *Counts.__struct_fields__)
 
-    def __init__(self, line: Line, subject: str, limit_nano: int | None) -> None:
+    limit_nano: int | None
+    bound_nano: int | None
+    posted_nano: int
+    pending_nano: int
+    overage_nano: int
+    tokens: int
+    tokens_pending: int
+    calls: int
+    steps: int
+    open: int
+    first_s: int
+    recent: tuple[str, ...]
+
+    def __init__(self, line: Line, subject: str, start_s: int, counts: Counts) -> None:
         self.line = line
         self.subject = subject
-        self.limit_nano = limit_nano
-        self.bound_nano = limit_nano
-        self.posted_nano = 0
-        self.pending_nano = 0
-        self.overage_nano = 0  # posted beyond what was held
-        self.carried_nano = 0  # sum of the entries that are no longer kept one by one
-        self.open = 0  # holds
-        self.steps = 0
+        self.start_s = start_s
+        self.carried_nano = counts.posted_nano  # sum of the entries that are not in memory
+        for name in Counts.__struct_fields__:
+            setattr(self, name, getattr(counts, name))
+
+    @property
+    def key(self) -> Key:
+        return (self.line.id, self.subject, self.start_s)
+
+    def counts(self) -> Counts:
+        return Counts(**{name: getattr(self, name) for name in Counts.__struct_fields__})
 
     def limit(self, limit_nano: int | None) -> None:
         """Change the limit. Holds that are open keep; the next ones see the new one."""
@@ -52,27 +85,46 @@ class Account:
         if limit_nano is not None:
             self.bound_nano = max(self.bound_nano or 0, limit_nano)
 
+
+class Standing(msgspec.Struct, frozen=True):
+    """What counts against a subject's limits at one moment: of a rolling budget, the sum of its parts."""
+
+    account: Account  # where the next hold is counted
+    posted_nano: int
+    pending_nano: int
+    tokens: int  # held ones included
+    calls: int
+    steps: int
+
+    @property
     def left_nano(self) -> int | None:
         """What a hold could be now: below zero after an overage. None: no limit in money."""
-        return None if self.limit_nano is None else self.limit_nano - self.posted_nano - self.pending_nano
+        limit = self.account.limit_nano
+        return None if limit is None else limit - self.posted_nano - self.pending_nano
 
 
 class Line:
-    """One budget and its accounts in the current window.
+    """One budget and the accounts of its subjects.
 
-    The window belongs to the whole line: when it has ended the accounts are let go together, and those that still
-    have a hold live on in it, so that it settles into the window that admitted it. It never moves back: a late or
-    wrong clock is counted in the newest window, so no budget is ever spent twice.
+    The clock of a line never moves back: a late or wrong clock is counted in the newest window, so no budget is ever
+    spent twice. When a window has ended its accounts are let go, and those that still have a hold live on in it, so
+    that it settles into the window that admitted it.
     """
 
-    def __init__(self, budget: Budget) -> None:
+    def __init__(self, budget: Budget, load: Load = lambda key: None, *, credit: bool = False) -> None:
         self.budget = budget
+        self.load = load
+        self.credit = credit
         self.label = budget.scope if budget.window == "lifetime" else f"{budget.scope}/{budget.window}"
         self.window = "lifetime" if budget.scope == "request" else budget.window  # a request is its own window
+        self.rolling = budget.rolling and self.window != "lifetime"
+        self.id = "credit/" + budget.scope if credit else line_id(budget)
         self.forgets = budget.scope in MADE_BY_CALLERS
         self.start_s = -NEVER_S
         self.end_s = NEVER_S if self.window == "lifetime" else -NEVER_S
-        self.accounts: OrderedDict[str, Account] = OrderedDict()
+        self.accounts: OrderedDict[str, Account] = OrderedDict()  # the newest of each subject
+        self.older: dict[str, list[Account]] = {}  # of a rolling budget: the parts before it that still count
+        self.under_way: dict[str, int] = {}  # calls at once, over all windows
 
     def subjects(self, payer: Payer, session: str, workflow: str, request: str) -> tuple[str, ...]:
         """The accounts of this line that a payer's path passes through, by name; () when the budget is not on it.
@@ -105,47 +157,134 @@ class Line:
                     return (",".join(f"{name}={value}" for name, value in budget.match),)
                 return tuple(dict.fromkeys(f"{name}={value}" for name, value in payer.tags))
 
-    def account(self, subject: str, at_s: int) -> Account:
-        """The account of a subject, opened if it is new, in the window of `at_s`."""
-        if at_s >= self.end_s:
-            self.start_s, self.end_s = window_of(self.window, at_s)
-            self.accounts = OrderedDict()
-        found = self.accounts.get(subject)
-        if found is None:
-            found = self.accounts[subject] = Account(self, subject, self.budget.limit_nano)
-            if self.forgets:
-                self._forget()
+    def standing(self, subject: str, at_s: int) -> Standing:
+        """What counts for a subject now. Opens its account in the window of `at_s` when it is new."""
+        self._move(at_s)
+        account = self.accounts.get(subject)
+        if account is None or account.start_s != self.start_s:
+            account = self._open(subject, account)
         elif self.forgets:
             self.accounts.move_to_end(subject)
-        return found
+        older = self._older(subject)
+        if not older:
+            tokens = account.tokens + account.tokens_pending
+            return Standing(account, account.posted_nano, account.pending_nano, tokens, account.calls, account.steps)
+        return _summed(account, older, self.first_s)
+
+    @property
+    def first_s(self) -> int:
+        """The first second that counts."""
+        if not self.rolling:
+            return self.start_s
+        return rolling_part(self.window, max(self.start_s, 0))[1]
 
     def balance(self, subject: str, at_s: int) -> Balance:
         """How a subject stands at `at_s`. Opens no account and moves no window."""
-        found, start_s, end_s = self.accounts.get(subject), self.start_s, self.end_s
-        if at_s >= end_s:
-            found, (start_s, end_s) = None, window_of(self.window, at_s)
-        spent, held = (found.posted_nano, found.pending_nano) if found else (0, 0)
-        limit = self.budget.limit_nano
-        paced = limit is not None and self.budget.scope != "request"  # a request at the door has spent nothing
+        budget = self.budget
+        start_s, end_s = self._window_at(at_s)
+        account = self.accounts.get(subject) or self._loaded(subject, start_s)
+        counted = _summed(account, self._older(subject), start_s) if account is not None else None
+        if account is not None and not self.rolling and account.start_s < start_s:
+            counted = None
+        limit = budget.limit_nano if not self.credit else (account.limit_nano if account else 0)
+        spent, held = (counted.posted_nano, counted.pending_nano) if counted else (0, 0)
+        paced = limit is not None and budget.scope != "request"  # a request at the door has spent nothing
         return Balance(
-            scope=self.budget.scope,
+            scope=budget.scope,
             window=self.window,
             subject=subject,
+            credit=self.credit,
+            hard=budget.hard,
             limit_nano=limit,
             spent_nano=spent,
             held_nano=held,
             left_nano=None if limit is None else max(limit - spent - held, 0),
             price=price_of_money(spent + held, limit, start_s, end_s, at_s) if paced and limit is not None else 1.0,
-            steps=self.budget.steps,
-            steps_done=found.steps if found else 0,
+            steps=budget.steps,
+            steps_done=counted.steps if counted else 0,
+            tokens=budget.tokens,
+            tokens_used=counted.tokens if counted else 0,
+            calls=budget.calls,
+            calls_done=counted.calls if counted else 0,
+            parallel=budget.parallel,
+            open=self.under_way.get(subject, 0),
+            starts_at_s=None if start_s == -NEVER_S else start_s,
             resets_at_s=None if end_s == NEVER_S else end_s,
         )
 
-    def change(self, budget: Budget) -> None:
-        """The same budget with other limits."""
+    def resets_at_s(self, at_s: int) -> int | None:
+        end_s = self._window_at(at_s)[1]
+        return None if end_s == NEVER_S else end_s
+
+    def change(self, budget: Budget) -> list[Account]:
+        """The same budget with other limits. Returns the accounts whose limits changed."""
         self.budget = budget
-        for account in self.accounts.values():
+        changed = [*self.accounts.values(), *(each for parts in self.older.values() for each in parts)]
+        for account in changed:
             account.limit(budget.limit_nano)
+        return changed
+
+    # -------------------------------------------------------------------------------------------- windows
+
+    def _window_at(self, at_s: int) -> tuple[int, int]:
+        """(first second that counts, second of the next change), without moving the line."""
+        if self.window == "lifetime":
+            return -NEVER_S, NEVER_S
+        at_s = max(at_s, self.start_s)
+        if self.rolling:
+            return rolling_part(self.window, at_s)[1:]
+        return (self.start_s, self.end_s) if at_s < self.end_s else window_of(self.window, at_s, self.budget.zone)
+
+    def _move(self, at_s: int) -> None:
+        if at_s < self.end_s:
+            return
+        if self.rolling:
+            self.start_s, _, self.end_s = rolling_part(self.window, at_s)
+        else:
+            self.start_s, self.end_s = window_of(self.window, at_s, self.budget.zone)
+            self.accounts = OrderedDict()
+
+    def _open(self, subject: str, before: Account | None) -> Account:
+        if before is not None:
+            self.older.setdefault(subject, []).append(before)
+        elif self.rolling:
+            self._recall(subject)
+        found = self._loaded(subject, self.start_s)
+        if found is None:
+            limit = None if self.credit else self.budget.limit_nano
+            found = Account(self, subject, self.start_s, Counts(limit_nano=limit, bound_nano=limit))
+        self.accounts[subject] = found
+        if self.forgets:
+            self._forget()
+        return found
+
+    def _loaded(self, subject: str, start_s: int) -> Account | None:
+        """From the store, with today's limit."""
+        counts = self.load((self.id, subject, start_s))
+        if counts is None:
+            return None
+        found = Account(self, subject, start_s, counts)
+        if not self.credit:
+            found.limit(self.budget.limit_nano)
+        return found
+
+    def _recall(self, subject: str) -> None:
+        """The older parts of a rolling window that a store still has, after a restart."""
+        part = self.end_s - self.start_s
+        for start_s in range(self.first_s, self.start_s, part):
+            found = self._loaded(subject, start_s)
+            if found is not None:
+                self.older.setdefault(subject, []).append(found)
+
+    def _older(self, subject: str) -> list[Account]:
+        if not self.rolling or subject not in self.older:
+            return []
+        kept = [each for each in self.older[subject] if each.start_s >= self.first_s or each.open]
+        if kept:
+            self.older[subject] = kept
+        else:
+            del self.older[subject]
+        return kept
 
     def _forget(self) -> None:
         for _ in range(FORGETTING_TRIES):
@@ -156,6 +295,28 @@ class Line:
                 self.accounts.move_to_end(subject)
             else:
                 del self.accounts[subject]
+
+
+def line_id(budget: Budget) -> str:
+    """The same for the same scope, match and window: whoever changes limits keeps what was spent."""
+    match = ",".join(f"{name}={value}" for name, value in budget.match)
+    window = f"rolling {budget.window}" if budget.rolling else budget.window
+    zone = "" if budget.zone == "UTC" or budget.rolling else f"@{budget.zone}"
+    return f"{budget.scope}[{match}]/{window}{zone}"
+
+
+def _summed(account: Account, older: list[Account], first_s: int) -> Standing:
+    """Everything posted in the parts that count, and everything held, whenever it was held."""
+    parts = [*older, account]
+    counting = [part for part in parts if part.start_s >= first_s]
+    return Standing(
+        account,
+        sum([part.posted_nano for part in counting]),
+        sum([part.pending_nano for part in parts]),
+        sum([part.tokens for part in counting]) + sum([part.tokens_pending for part in parts]),
+        sum([part.calls for part in counting]),
+        sum([part.steps for part in counting]),
+    )
 
 
 def _own(payer: Payer, name: str) -> str:

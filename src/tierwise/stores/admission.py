@@ -1,0 +1,106 @@
+"""Whether a hold fits under one account, and of several refusals the one to tell. Pure; `books` asks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+
+from tierwise.core.budget import Denial, DenialCode, Hold
+from tierwise.core.money import MAX_NANO
+from tierwise.stores.accounts import Standing
+
+# The codes by how little waiting helps: the first that applies is told.
+_ORDER: tuple[DenialCode, ...] = (
+    "loop_stopped", "deadline_passed", "step_limit", "unbounded", "credit_exhausted", "budget_exceeded", "token_limit",
+    "call_limit", "held_by_others", "parallel_limit",
+)  # fmt: skip
+
+
+class Refusal(msgspec.Struct, frozen=True):
+    """One account's no. `left` orders refusals of the same kind: the least is told."""
+
+    code: DenialCode
+    standing: Standing
+    left: int
+    limit: int | None = None
+    used: int | None = None
+
+
+def amount_of(hold: Hold, standings: Sequence[Standing]) -> int:
+    """What is set aside: the caller's worst case, and for a call that has none the largest reserve on its path."""
+    if hold.bounded:
+        return hold.amount_nano
+    reserves = [each.account.line.budget.reserve_nano or 0 for each in standings]
+    return max((hold.amount_nano, *reserves))
+
+
+def refusals(standing: Standing, hold: Hold, amount_nano: int) -> list[Refusal]:
+    """Everything that one account has against a hold; [] when it fits. A soft budget has nothing against anything."""
+    account = standing.account
+    line = account.line
+    budget = line.budget
+    if not budget.hard:
+        return []
+    found: list[Refusal] = []
+    left = standing.left_nano
+    if left is not None and amount_nano > max(left, 0):
+        code: DenialCode = "budget_exceeded"
+        if amount_nano <= left + standing.pending_nano:  # once the open holds are given back
+            code = "held_by_others"
+        elif line.credit:
+            code = "credit_exhausted"
+        found.append(Refusal(code, standing, left))
+    if left is not None and not hold.bounded and budget.reserve_nano is None and not line.credit:
+        found.append(Refusal("unbounded", standing, left))
+    counts: tuple[tuple[DenialCode, int | None, int, int], ...] = (
+        ("step_limit", budget.steps, standing.steps, hold.steps),
+        ("call_limit", budget.calls, standing.calls, 1),
+        ("token_limit", budget.tokens, standing.tokens, hold.tokens),
+        ("parallel_limit", budget.parallel, line.under_way.get(account.subject, 0), 1),
+    )
+    for code, limit, used, more in counts:
+        if limit is not None and more and used + more > limit:
+            found.append(Refusal(code, standing, limit - used, limit, used))
+    if budget.deadline_s is not None and account.first_s and hold.at_s - account.first_s > budget.deadline_s:
+        found.append(Refusal("deadline_passed", standing, 0, budget.deadline_s, hold.at_s - account.first_s))
+    if budget.repeats is not None and hold.steps and hold.fingerprint:
+        again = repeated(account.recent, hold.fingerprint)
+        if again >= budget.repeats:
+            found.append(Refusal("loop_stopped", standing, 0, budget.repeats, again))
+    return found
+
+
+def repeated(recent: tuple[str, ...], fingerprint: str) -> int:
+    """How often the same call was just made in a row, or, where two calls take turns, how often this one was."""
+    row = 0
+    while row < len(recent) and recent[-1 - row] == fingerprint:
+        row += 1
+    if row or len(recent) < 2:
+        return row
+    other, turns = recent[-1], 0
+    while 2 * turns + 1 < len(recent) and recent[-1 - 2 * turns] == other and recent[-2 - 2 * turns] == fingerprint:
+        turns += 1
+    return turns
+
+
+def denial(refused: Sequence[Refusal], standings: Sequence[Standing], hold: Hold) -> Denial:
+    """Of all the accounts that say no, the one that waiting helps least, and among equals the one with the least left.
+
+    `affordable_nano` is what every budget on the path would bear together; 0 where no amount is small enough."""
+    told = min(refused, key=lambda each: (_ORDER.index(each.code), each.left))
+    account, line = told.standing.account, told.standing.account.line
+    money = told.code in ("budget_exceeded", "held_by_others", "credit_exhausted")
+    room = [left for each in standings if each.account.line.budget.hard and (left := each.left_nano) is not None]
+    limited = account.limit_nano is not None
+    return Denial(
+        scope="credit" if line.credit else line.budget.scope,
+        code=told.code,
+        limit_nano=account.limit_nano,
+        spent_nano=told.standing.posted_nano if limited else None,
+        held_nano=told.standing.pending_nano if limited else None,
+        resets_at_s=line.resets_at_s(hold.at_s),
+        affordable_nano=max(min((MAX_NANO, *room)), 0) if money else 0,
+        limit=told.limit,
+        used=told.used,
+    )

@@ -1,0 +1,430 @@
+"""The ledger as a pure state machine: operations over accounts and holds, without a clock, a thread or a file.
+
+Every ledger is these books and a way to keep them: `memory` forgets them, `ledger` writes what `take` gives it to a
+file before it acknowledges anything. A simulator that owns time, order and faults drives the same class. Amounts are
+nano-dollars, times are seconds since 1970 and come from the caller.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+
+import msgspec
+
+from tierwise.core.budget import Balance, Budget, Charge, Denial, Hold, Lambda, Scope
+from tierwise.core.money import MAX_NANO
+from tierwise.core.request import Hints, Payer
+from tierwise.stores.accounts import RECENT_KEPT, Account, Counts, Key, Line, Load, Standing
+from tierwise.stores.admission import amount_of, denial, refusals
+from tierwise.stores.ledger_rows import Changes, Entry, EntryKind, HoldRow, HoldState
+
+# Entries that the audit in memory sums up one by one; older ones are carried forward as one sum each.
+ENTRIES_KEPT = 20_000
+SUSPENSE_S = 86_400  # a call whose end nobody saw is settled at its least after this
+
+CREDIT_SCOPES: tuple[Scope, ...] = ("user", "key", "team", "organisation")
+
+
+class _Held:
+    """An open hold: its row, and the accounts that it stands on."""
+
+    __slots__ = ("accounts", "row")
+
+    def __init__(self, row: HoldRow, accounts: tuple[Account, ...]) -> None:
+        self.row = row
+        self.accounts = accounts
+
+
+class Books:
+    """`load` looks an account up in a store, `load_hold` a closed hold; both give None for what is not there."""
+
+    def __init__(
+        self,
+        budgets: tuple[Budget, ...] = (),
+        load: Load = lambda key: None,
+        load_hold: Callable[[str], HoldRow | None] = lambda id: None,
+    ) -> None:
+        self._load = load
+        self._load_hold = load_hold
+        self._lines = [Line(budget, load) for budget in budgets]
+        self._caps = Line(Budget(scope="request"), load)  # limits that callers put on their own requests
+        self._credits = {scope: Line(Budget(scope=scope), load, credit=True) for scope in CREDIT_SCOPES}
+        self._prepaid: set[tuple[str, str]] = set()  # (scope, subject) that were ever topped up
+        self._open: dict[str, _Held] = {}
+        self._closed: dict[str, HoldRow] = {}
+        self._grants: set[str] = set()
+        self._entries: deque[tuple[Account, int]] = deque()  # what was posted, one by one, as far as it is kept
+        self._dirty: dict[Key, Account] = {}
+        self._touched: dict[str, HoldRow] = {}
+        self._posted: list[Entry] = []
+        self.ignored = 0  # settlements of a hold that was closed before, or never made
+        self.overages = 0  # attempts that cost more than was held for them
+        self.overage_nano = 0
+
+    # -------------------------------------------------------------------------------------------- holding
+
+    def hold(self, hold: Hold) -> Denial | None:
+        """Raises ValueError for an amount or a number of steps that is no such thing.
+
+        An id that was held before holds nothing more, open or closed, whatever its amount: the first one stands.
+        Holding nothing (a free model) is always affordable, even in a budget that a provider has overdrawn.
+        """
+        amount, steps = hold.amount_nano, hold.steps
+        if not 0 <= amount <= MAX_NANO or steps < 0 or hold.tokens < 0:
+            raise ValueError(f"hold {hold.id!r}: {amount} nano-dollars, {steps} steps cannot be held")
+        if hold.id in self._open or hold.id in self._closed:
+            return None
+        standings = self._standings(hold)
+        amount = amount_of(hold, standings)
+        denied = [found for each in standings for found in refusals(each, hold, amount)]
+        if denied:
+            return denial(denied, standings, hold)
+        accounts = tuple(each.account for each in standings)
+        for account in accounts:
+            line = account.line
+            account.pending_nano += amount
+            account.tokens_pending += hold.tokens
+            account.steps += steps
+            account.calls += 1
+            account.open += 1
+            account.first_s = account.first_s or hold.at_s
+            if steps and hold.fingerprint and line.budget.repeats is not None:
+                account.recent = (*account.recent, hold.fingerprint)[-RECENT_KEPT:]
+            line.under_way[account.subject] = line.under_way.get(account.subject, 0) + 1
+            self._dirty[account.key] = account
+        row = HoldRow(
+            id=hold.id,
+            request=hold.request or hold.id,
+            model=hold.model,
+            amount_nano=amount,
+            tokens=hold.tokens,
+            steps=steps,
+            least_nano=min(hold.least_nano, amount),
+            at_s=hold.at_s,
+            snapshot=hold.snapshot,
+            accounts=tuple(account.key for account in accounts),
+        )
+        self._open[hold.id] = _Held(row, accounts)
+        self._touched[hold.id] = row
+        return None
+
+    def undo(self, hold_id: str) -> None:
+        """A hold that could not be written: as if it had never been asked for. Its step counts for nothing."""
+        held = self._open.pop(hold_id, None)
+        if held is not None:
+            self._close(held, 0, 0, released=True)
+            self._touched.pop(hold_id, None)
+
+    def checkpoint(self, hold_id: str, least_nano: int) -> None:
+        """So much has been used for certain: what is charged if nobody ever says more."""
+        held = self._open.get(hold_id)
+        if held is not None and least_nano > held.row.least_nano:
+            held.row = msgspec.structs.replace(held.row, least_nano=min(least_nano, held.row.amount_nano))
+            self._touched[hold_id] = held.row
+
+    # -------------------------------------------------------------------------------------------- settling
+
+    def settle(self, hold_id: str, charge: Charge, at_s: int) -> None:
+        """Close a hold and post its cost on every account that it stood on. The first closes it, later ones are counted
+        in `ignored`; but the truth about a call that was settled unseen (`suspense`) corrects what was posted."""
+        held = self._open.pop(hold_id, None)
+        if held is None:
+            closed = self._closed.get(hold_id) or self._load_hold(hold_id)
+            if closed is not None and closed.state == "suspense" and charge.kind != "released":
+                self.correct(hold_id, charge.cost_nano, at_s, "settled late")
+            else:
+                self.ignored += 1
+            return
+        row = held.row
+        released = charge.kind == "released"
+        # No provider pays us: a negative cost is a fault in reading it, and an unknown cost is charged in full.
+        cost = 0 if released else charge.cost_nano if charge.cost_nano >= 0 else row.amount_nano
+        tokens = 0 if released else charge.usage.prompt_tokens + charge.usage.completion_tokens
+        self._close(held, cost, tokens, released=released)
+        kind: EntryKind = "estimated" if charge.kind == "estimated" else "reported"
+        self._end(held, cost, at_s, "released" if released else "settled", kind)
+
+    def correct(self, hold_id: str, cost_nano: int, at_s: int, note: str = "") -> bool:
+        """Late truth: what a closed call really cost. Posts the difference as a new entry on the accounts that it stood
+        on, in their windows. False when there is no such closed hold."""
+        row = self._closed.get(hold_id) or self._load_hold(hold_id)
+        if row is None or hold_id in self._open or cost_nano < 0:
+            return False
+        if cost_nano != row.cost_nano or row.state != "settled":
+            self._adjust(row, cost_nano - row.cost_nano, at_s, note)
+            row = msgspec.structs.replace(row, cost_nano=cost_nano, state="settled")
+            self._closed[hold_id] = self._touched[hold_id] = row
+        return True
+
+    def resolve(self, at_s: int) -> int:
+        """Settle calls whose end nobody saw and that are older than SUSPENSE_S at what they used for certain. Returns
+        how many."""
+        found = [
+            held for held in self._open.values() if held.row.state == "suspense" and held.row.at_s + SUSPENSE_S <= at_s
+        ]
+        for held in found:
+            del self._open[held.row.id]
+            self._close(held, held.row.least_nano, 0, released=False)
+            self._end(held, held.row.least_nano, at_s, "suspense", "suspense")
+        return len(found)
+
+    def expire(self, before_s: int) -> int:
+        """Put open holds that began before this into suspense: whoever made them is gone. They still count. Returns how
+        many."""
+        found = [held for held in self._open.values() if held.row.state == "open" and held.row.at_s < before_s]
+        for held in found:
+            held.row = self._touched[held.row.id] = msgspec.structs.replace(held.row, state="suspense")
+        return len(found)
+
+    def vary(self, scope_line: str, subject: str, amount_nano: int, at_s: int, note: str) -> bool:
+        """Post what belongs to no single call (a provider's invoice that differs) on the account of a budget now."""
+        line = next((line for line in self._lines if line.id == scope_line), None)
+        if line is None:
+            return False
+        account = line.standing(subject, at_s).account
+        self._post(account, amount_nano, overage=max(amount_nano, 0))
+        self._enter(
+            account, Entry(at_s=at_s, hold="", account=account.key, amount_nano=amount_nano, kind="variance", note=note)
+        )
+        return True
+
+    # -------------------------------------------------------------------------------------------- credit
+
+    def grant(self, id: str, scope: str, subject: str, amount_nano: int, at_s: int) -> bool:
+        """Top up a prepaid balance; a negative amount takes back. The same id counts once. False when it did before.
+
+        Raises ValueError for a scope that has no credit, or an amount that is none."""
+        if scope not in self._credits or not amount_nano or abs(amount_nano) > MAX_NANO:
+            raise ValueError(f"a credit belongs to one of {', '.join(CREDIT_SCOPES)} and has an amount")
+        if id in self._grants or self._load_hold(f"grant {id}") is not None:
+            return False
+        self._grants.add(id)
+        self._prepaid.add((scope, subject))
+        account = self._credits[scope].standing(subject, at_s).account
+        account.limit(min((account.limit_nano or 0) + amount_nano, MAX_NANO))
+        self._dirty[account.key] = account
+        note = HoldRow(
+            id=f"grant {id}",
+            request="",
+            model="",
+            amount_nano=0,
+            tokens=0,
+            steps=0,
+            least_nano=0,
+            at_s=at_s,
+            snapshot="",
+            accounts=(account.key,),
+            state="released",
+            closed_s=at_s,
+        )
+        self._touched[note.id] = note
+        self._posted.append(
+            Entry(at_s=at_s, hold="", account=account.key, amount_nano=amount_nano, kind="grant", note=id)
+        )
+        return True
+
+    # -------------------------------------------------------------------------------------------- reading
+
+    def money(self, payer: Payer, hints: Hints, at_s: int) -> Lambda:
+        """λ is that of the dearest budget; `causes` are the budgets whose own λ is above 1. Changes nothing."""
+        value, causes, left, scope = 1.0, [], None, ""
+        for line, subject in self._passes(payer, hints):
+            if line.budget.limit_nano is None and not line.credit:
+                continue
+            balance = line.balance(subject, at_s)
+            if balance.price > 1.0 and not line.credit:  # a credit has no pace
+                causes.append((line.label, balance.price))
+                value = max(value, balance.price)
+            if balance.hard and balance.left_nano is not None and (left is None or balance.left_nano < left):
+                left, scope = balance.left_nano, "credit" if line.credit else balance.scope
+        return Lambda(value, tuple(causes), left, scope)
+
+    def balances(self, payer: Payer, hints: Hints, at_s: int) -> tuple[Balance, ...]:
+        """Every budget and credit above this payer as it stands, in the order of the configuration."""
+        return tuple(line.balance(subject, at_s) for line, subject in self._passes(payer, hints))
+
+    def open_holds(self) -> int:
+        return len(self._open)
+
+    def in_suspense(self) -> int:
+        return sum(held.row.state == "suspense" for held in self._open.values())
+
+    # -------------------------------------------------------------------------------------------- keeping
+
+    def take(self) -> Changes:
+        """What changed since the last call. Whoever takes it must write it, or give it back to `again`."""
+        accounts = {key: account.counts() for key, account in self._dirty.items()}
+        changes = Changes(accounts, self._touched, tuple(self._posted))
+        self._dirty, self._touched, self._posted = {}, {}, []
+        return changes
+
+    def reload(self, budgets: tuple[Budget, ...]) -> None:
+        """Other budgets from now on. One with the scope, match and window of an old one takes over its accounts; the
+        accounts of the others are let go when their open holds have settled. Nothing that is held is given back."""
+        old = {line.id: line for line in self._lines}
+        lines = []
+        for budget in budgets:
+            fresh = Line(budget, self._load)
+            line = old.pop(fresh.id, None)
+            if line is None:
+                line = fresh
+            else:
+                self._dirty |= {account.key: account for account in line.change(budget)}
+            lines.append(line)
+        self._lines = lines
+
+    def restore(self, rows: list[HoldRow], prepaid: list[tuple[str, str]]) -> None:
+        """After a restart: the holds that were open, whose ends nobody saw, and who has a credit."""
+        self._prepaid |= set(prepaid)
+        for row in rows:
+            accounts = tuple(self._account(key) for key in row.accounts)
+            for account in accounts:
+                under_way = account.line.under_way
+                under_way[account.subject] = under_way.get(account.subject, 0) + 1
+            if row.state == "open":
+                row = self._touched[row.id] = msgspec.structs.replace(row, state="suspense")
+            self._open[row.id] = _Held(row, accounts)
+
+    def audit(self) -> tuple[str, ...]:
+        """What is wrong with the books, one sentence each; () when they balance."""
+        pending: dict[int, int] = {}
+        posted: dict[int, int] = {}
+        count: dict[int, int] = {}
+        seen: dict[int, Account] = {}
+        for line in (*self._lines, self._caps, *self._credits.values()):
+            for account in (*line.accounts.values(), *(each for parts in line.older.values() for each in parts)):
+                seen[id(account)] = account
+        for held in self._open.values():
+            for account in held.accounts:
+                seen[id(account)] = account
+                pending[id(account)] = pending.get(id(account), 0) + held.row.amount_nano
+                count[id(account)] = count.get(id(account), 0) + 1
+        for account, amount in self._entries:
+            posted[id(account)] = posted.get(id(account), 0) + amount
+        wrong = [f"hold {hold_id} is open and closed" for hold_id in self._open.keys() & self._closed.keys()]
+        for each, account in seen.items():
+            wrong += _faults(account, pending.get(each, 0), count.get(each, 0), posted.get(each, 0))
+        return tuple(wrong)
+
+    # -------------------------------------------------------------------------------------------- helpers
+
+    def _passes(self, payer: Payer, hints: Hints) -> list[tuple[Line, str]]:
+        session, workflow = hints.session or "", hints.workflow or ""
+        found = [(line, subject) for line in self._lines for subject in line.subjects(payer, session, workflow, "")]
+        return [*found, *self._prepaid_lines(payer)]
+
+    def _prepaid_lines(self, payer: Payer) -> list[tuple[Line, str]]:
+        if not self._prepaid:
+            return []
+        subjects = [(scope, str(getattr(payer, scope))) for scope in CREDIT_SCOPES]
+        return [(self._credits[scope], subject) for scope, subject in subjects if (scope, subject) in self._prepaid]
+
+    def _standings(self, hold: Hold) -> list[Standing]:
+        request = hold.request or hold.id
+        found = [
+            line.standing(subject, hold.at_s)
+            for line in self._lines
+            for subject in line.subjects(hold.payer, hold.session, hold.workflow, request)
+        ]
+        found += [line.standing(subject, hold.at_s) for line, subject in self._prepaid_lines(hold.payer)]
+        if hold.request_limit_nano is not None:
+            cap = self._caps.standing(request, hold.at_s)
+            cap.account.limit(hold.request_limit_nano)
+            found.append(cap)
+        return found
+
+    def _account(self, key: Key) -> Account:
+        """The account of a key, whichever line it is of; one of a line that is no more stands alone."""
+        line_id, subject, start_s = key
+        lines = (*self._lines, self._caps, *self._credits.values())
+        line = next((line for line in lines if line.id == line_id), None) or Line(Budget(scope="request"), self._load)
+        parts: list[Account | None] = [line.accounts.get(subject), *line.older.get(subject, ())]
+        for known in parts:
+            if known is not None and known.start_s == start_s:
+                return known
+        held = (each for holder in self._open.values() for each in holder.accounts if each.key == key)
+        if (found := next(held, None)) is not None:
+            return found
+        account = Account(line, subject, start_s, self._load(key) or Counts())
+        if line.rolling:
+            line.older.setdefault(subject, []).append(account)
+        elif line.id == line_id and line.window == "lifetime":
+            line.accounts[subject] = account
+        return account
+
+    def _close(self, held: _Held, cost: int, tokens: int, *, released: bool) -> None:
+        row = held.row
+        excess = cost - row.amount_nano
+        for account in held.accounts:
+            account.pending_nano -= row.amount_nano
+            account.tokens_pending -= row.tokens
+            account.tokens += tokens
+            account.open -= 1
+            self._post(account, cost, overage=max(excess, 0))
+            if released:  # the call was never made, so it was no step
+                account.steps -= row.steps
+                account.calls -= 1
+            under_way = account.line.under_way
+            under_way[account.subject] = under_way.get(account.subject, 1) - 1
+            if not under_way[account.subject]:
+                del under_way[account.subject]
+        if excess > 0:
+            self.overages += 1
+            self.overage_nano += excess
+
+    def _end(self, held: _Held, cost: int, at_s: int, state: HoldState, kind: EntryKind) -> None:
+        row = msgspec.structs.replace(held.row, state=state, cost_nano=cost, closed_s=at_s)
+        self._closed[row.id] = self._touched[row.id] = row
+        if state != "released":
+            for account in held.accounts:
+                entry = Entry(
+                    at_s=at_s, hold=row.id, account=account.key, amount_nano=cost, kind=kind, snapshot=row.snapshot
+                )
+                self._enter(account, entry)
+        while len(self._closed) > ENTRIES_KEPT:
+            del self._closed[next(iter(self._closed))]
+
+    def _adjust(self, row: HoldRow, difference: int, at_s: int, note: str) -> None:
+        for key in row.accounts:
+            account = self._account(key)
+            self._post(account, difference, overage=max(difference, 0))
+            entry = Entry(
+                at_s=at_s,
+                hold=row.id,
+                account=key,
+                amount_nano=difference,
+                kind="correction",
+                snapshot=row.snapshot,
+                note=note,
+            )
+            self._enter(account, entry)
+
+    def _post(self, account: Account, amount: int, overage: int = 0) -> None:
+        account.posted_nano += amount
+        account.overage_nano += overage
+        self._dirty[account.key] = account
+
+    def _enter(self, account: Account, entry: Entry) -> None:
+        self._posted.append(entry)
+        self._entries.append((account, entry.amount_nano))
+        if len(self._entries) > ENTRIES_KEPT:
+            oldest, amount = self._entries.popleft()
+            oldest.carried_nano += amount
+
+
+def _faults(account: Account, pending_nano: int, open_holds: int, entered_nano: int) -> list[str]:
+    name = f"{account.line.label} {account.subject!r}"
+    entered = account.carried_nano + entered_nano
+    wrong = []
+    if account.posted_nano != entered:
+        wrong.append(f"{name}: posted {account.posted_nano}, but its entries sum to {entered}")
+    if account.pending_nano != pending_nano or account.open != open_holds:
+        wrong.append(f"{name}: pending {account.pending_nano}, but its open holds sum to {pending_nano}")
+    if account.bound_nano is not None and account.line.budget.hard and not account.line.rolling:
+        over = account.posted_nano + account.pending_nano - account.bound_nano - account.overage_nano
+        if over > 0:
+            wrong.append(f"{name}: {over} nano-dollars above its limit and overage")
+    if account.steps < 0 or account.calls < 0 or account.tokens < 0:
+        wrong.append(f"{name}: {account.steps} steps, {account.calls} calls, {account.tokens} tokens")
+    return wrong
