@@ -4,6 +4,8 @@
 #   make test    the whole test suite               ARGS="-k name -x"
 #   make check   format, lint, types, import rules  make format rewrites what it can
 #   make bench   speed against peers                ARGS="--quick", LITELLM_BIN=/path/to/litellm
+#   make simulate-money  what the price of money is worth, a month at a time; renews docs/price-of-money.*
+#   make reliability  runs that try to break the money; renews docs/reliability.md  ARGS="--only bar1,bar8 --fast"
 #   make lock    requirements/*.txt from pyproject  ARGS="--upgrade" or ARGS="--upgrade-package NAME"
 #   make clean   forget the environments and caches
 
@@ -16,7 +18,7 @@ MAKEFLAGS += --no-print-directory
 unexport PYTHONDONTWRITEBYTECODE
 unexport PYTHONPATH
 
-.PHONY: help run test check format bench lock node-sdk clean
+.PHONY: help run test check format bench simulate-money reliability lock node-sdk clean
 .DEFAULT_GOAL := help
 
 help:
@@ -40,6 +42,12 @@ format: $(DEV)/ready
 
 bench: $(DEV)/ready
 	$(DEV)/bin/python -m benchmarks $(ARGS)
+
+simulate-money: $(DEV)/ready
+	$(DEV)/bin/python -m scripts.simulate_money --write $(ARGS)
+
+reliability: $(DEV)/ready
+	$(DEV)/bin/python -m scripts.reliability $(ARGS)
 
 lock: $(DEV)/ready
 	scripts/lock.sh $(DEV)/bin/uv $(ARGS)

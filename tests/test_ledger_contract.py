@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from fractions import Fraction
 from typing import Any
 
@@ -20,8 +20,10 @@ from tierwise.stores.windows import DAY_S
 
 
 @pytest.fixture(params=sorted(LEDGERS))
-def make(request: pytest.FixtureRequest) -> Callable[..., Any]:
-    return LEDGERS[request.param]
+def make(request: pytest.FixtureRequest) -> Iterator[Callable[..., Any]]:
+    ledgers = LEDGERS[request.param]()
+    yield ledgers
+    ledgers.close()
 
 
 # ---------------------------------------------------------------------------------- concurrency (B1, B3, B4, B13)
@@ -99,20 +101,44 @@ async def test_the_first_request_of_an_unknown_session_has_its_budget_already(ma
 async def test_a_settlement_survives_the_cancellation_of_its_request(make: Callable[..., Any]) -> None:
     ledger = make((Budget(scope="user", limit_nano=100),))
 
+    held = asyncio.Event()
+
     async def request() -> None:
         await ledger.hold(a_hold("a", 10))
+        held.set()
         try:
             await asyncio.Event().wait()
         finally:
             ledger.settle("a", Charge(cost_nano=4, kind="estimated"))
 
     task = asyncio.create_task(request())
-    await asyncio.sleep(0)
+    await held.wait()
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
     await ledger.drain()
     assert (of(ledger), ledger.open_holds()) == ([("user", 4, 0)], 0)
+
+
+@pytest.mark.parametrize("turns", range(4))
+async def test_a_request_that_is_cancelled_while_it_waits_for_its_hold_leaves_none(
+    make: Callable[..., Any], turns: int
+) -> None:
+    ledger = make((Budget(scope="user", limit_nano=100),))
+
+    async def request() -> None:
+        try:
+            await ledger.hold(a_hold("a", 10))
+        finally:
+            ledger.settle("a", Charge(cost_nano=0, kind="released"))
+
+    task = asyncio.create_task(request())
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    await ledger.drain()
+    assert (of(ledger), ledger.open_holds(), ledger.audit()) == ([("user", 0, 0)], 0, ())
 
 
 # ---------------------------------------------------------------------------------- paths (B5, B6, B8, B12)

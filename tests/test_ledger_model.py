@@ -28,7 +28,7 @@ MODEL_BUDGETS = (
 class AgainstAModel(RuleBasedStateMachine):
     """The model is a list of every attempt there ever was; what an account holds is summed up again each time."""
 
-    make: Callable[..., Any]
+    make: Callable[[], Any]
 
     def __init__(self) -> None:
         super().__init__()
@@ -36,11 +36,13 @@ class AgainstAModel(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         self.runner.close()
+        self.ledgers.close()
 
     @initialize()
     def begin(self) -> None:
         self.now_s = NOON
-        self.ledger = type(self).make(MODEL_BUDGETS, lambda: float(self.now_s))
+        self.ledgers = type(self).make()
+        self.ledger = self.ledgers(MODEL_BUDGETS, lambda: float(self.now_s))
         self.attempts: dict[str, tuple[Hold, str, int]] = {}  # id -> hold, open/closed/released, cost
 
     def sums(self, budget: Budget, payer: Payer, session: str) -> tuple[int, int, int]:

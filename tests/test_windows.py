@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tierwise.stores.windows import LAMBDA_MAX, NEVER_S, price_of_money, window_of
+from tierwise.core.pace import LAMBDA_MAX
+from tierwise.stores.windows import NEVER_S, price_of_money, window_of
 
 
 @given(
@@ -44,34 +45,49 @@ def test_windows_are_those_of_the_calendar_in_utc(window: Any, at: str, start: s
 
 
 @pytest.mark.parametrize(
-    ("used", "at", "price"),
+    ("used", "at", "least", "most"),
     [
         # share used of a limit of 1000, share of the window that has passed, λ
-        (0, 0.0, 1.0),
-        (500, 0.5, 1.0),
-        (250, 0.5, 1.0),  # behind its pace is no reason to waste
-        (100, 0.0, 1 / 0.9),
-        (750, 0.5, 2.0),
-        (900, 0.5, 5.0),
-        (1_000, 0.5, LAMBDA_MAX),
-        (5_000, 0.5, LAMBDA_MAX),
-        (999, 0.0, LAMBDA_MAX),
-        (900, 0.99, 1.0),
+        (0, 0.0, 1.0, 1.0),
+        (500, 0.5, 1.0, 1.0),
+        (250, 0.5, 1.0, 1.0),  # behind its pace is no reason to waste
+        (1, 0.0, 1.0, 1.01),  # the first request of a month is not felt
+        (83, 0.0, 1.99, 2.01),
+        (541, 0.5, 1.98, 2.0),
+        (750, 0.5, LAMBDA_MAX, LAMBDA_MAX),
+        (1_000, 0.5, LAMBDA_MAX, LAMBDA_MAX),
+        (5_000, 0.5, LAMBDA_MAX, LAMBDA_MAX),
+        (900, 0.99, 1.0, 1.0),
+        (999, 1.0, 19.0, 21.0),  # the last thousandth is dear on any pace
     ],
 )
-def test_the_price_of_money_is_the_planned_rate_over_the_affordable_one(used: int, at: float, price: float) -> None:
-    assert price_of_money(used, 1_000, 0, 1_000_000, int(at * 1_000_000)) == pytest.approx(price)
+def test_the_price_of_money_is_the_planned_rate_over_the_affordable_one(
+    used: int, at: float, least: float, most: float
+) -> None:
+    assert least <= price_of_money(used, 1_000, 0, 1_000_000, int(at * 1_000_000)) <= most
+
+
+def test_a_plan_that_is_known_takes_the_place_of_the_straight_line() -> None:
+    assert price_of_money(500, 1_000, 0, 100, 50, plan=0.5) == price_of_money(500, 1_000, 0, 100, 50) == 1.0
+    assert price_of_money(500, 1_000, 0, 100, 50, plan=0.4) > 4
+    assert price_of_money(500, 1_000, 0, 100, 50, plan=0.4, rolling=True) == 1.0  # what has no pace has no plan
 
 
 @given(
     limit=st.integers(0, 10**12),
     used=st.tuples(st.integers(0, 10**12), st.integers(0, 10**12)),
-    at_s=st.integers(-10, 110),
+    at_s=st.tuples(st.integers(-10, 110), st.integers(-10, 110)),
     lifetime=st.booleans(),
+    rolling=st.booleans(),
+    hard=st.booleans(),
+    window=st.sampled_from(["minute", "hour", "day", "week", "month"]),
 )
-def test_the_price_of_money_is_bounded_and_never_falls_by_spending(
-    limit: int, used: tuple[int, int], at_s: int, lifetime: bool
+def test_the_price_of_money_is_bounded_never_falls_by_spending_and_never_rises_by_waiting(
+    limit: int, used: tuple[int, int], at_s: tuple[int, int], lifetime: bool, rolling: bool, hard: bool, window: Any
 ) -> None:
-    window = (-NEVER_S, NEVER_S) if lifetime else (0, 100)
-    less, more = (price_of_money(amount, limit, *window, at_s) for amount in sorted(used))
+    span = (-NEVER_S, NEVER_S) if lifetime else (0, 100)
+    kind: Any = {"window": "lifetime" if lifetime else window, "rolling": rolling and not lifetime, "hard": hard}
+    less, more = (price_of_money(amount, limit, *span, at_s[0], **kind) for amount in sorted(used))
     assert 1.0 <= less <= more <= LAMBDA_MAX
+    early, late = (price_of_money(used[0], limit, *span, at, **kind) for at in sorted(at_s))
+    assert late <= early

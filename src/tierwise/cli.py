@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
+from tierwise import cli_balance, cli_ledger, cli_money
+
 if TYPE_CHECKING:
     from tierwise.config import Setup
     from tierwise.core.episode import Decision, Episode
@@ -31,6 +33,9 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.command("balance")(cli_balance.balance)
+app.add_typer(cli_ledger.app, name="ledger")
+cli_money.add_to(app)
 config_app = typer.Typer(help="Check a configuration file, or print its schema.", no_args_is_help=True)
 app.add_typer(config_app, name="config")
 
@@ -124,9 +129,9 @@ def why(
     json: JsonOption = False,
 ) -> None:
     """Explain a decision of the past: reasons, candidates, cost, and what would have changed it."""
-    from tierwise.config import find_state, open_journal
+    from tierwise.config import open_journal
 
-    folder = find_state(state, os.environ, _path(config))
+    folder = _folder(state, _path(config))
     found = asyncio.run(_past(open_journal, folder, decision_id))
     if found is None:
         _stop(f"no decision {decision_id!r} in {folder}; --state names another folder", NO)
@@ -222,6 +227,12 @@ def _path(config: Path | None) -> Path | None:
     from tierwise.config import find
 
     return config or find(os.environ)
+
+
+def _folder(state: Path | None, path: Path | None) -> Path:
+    from tierwise.config import find_state
+
+    return find_state(state, os.environ, path)
 
 
 def _load(path: Path | None, **overrides: Any) -> Setup:

@@ -25,6 +25,7 @@ from tierwise.config_secrets import resolve_secret as resolve_secret
 from tierwise.core.budget import Budget
 from tierwise.core.catalogue import Catalogue, Model, Provider
 from tierwise.core.errors import ConfigError, Problem
+from tierwise.core.keys import Registry, key_budgets, merged
 from tierwise.core.money import Price
 from tierwise.core.ports import Incoming, Journal, Ledger, Outgoing, Upstream
 from tierwise.core.snapshot import Snapshot, build
@@ -34,12 +35,14 @@ if TYPE_CHECKING:
 
     from tierwise.routing.router import Router
     from tierwise.server.app import App
-    from tierwise.server.auth import Keyring
+    from tierwise.stores.ledger_reports import LedgerReports as LedgerReports
 
 FILE_NAMES = ("tierwise.yaml", "tierwise.yml", "tierwise.toml")
 TIERS = ("frontier", "fast", "local")
 WATCH_DEBOUNCE_MS = 300
 JOURNAL_FILE = "journal.sqlite"
+LEDGER_FILE = "ledger.sqlite"
+REGISTRY_FILE = "registry.sqlite"
 
 
 class Setup(msgspec.Struct, frozen=True, kw_only=True):
@@ -95,9 +98,12 @@ async def load(
     secrets: dict[str, Secret] = {}
     catalogue, notes = await _catalogue(file, environ, base, secrets, problems)
     policies = parts.policies(file, catalogue, problems)
-    keys = parts.keys(file.keys, catalogue, environ, base, problems)
-    budgets = parts.budgets(file.budgets, file.keys, problems)
-    parts.guard(server.host, keys, problems)
+    keys = parts.keys(file.keys, catalogue, policies, environ, base, problems)
+    limits = (each for key in keys for each in key_budgets(key.name, key.grant.limits))
+    budgets = merged((*parts.budgets(file.budgets, file.keys, problems), *limits))
+    folder = find_state(state, environ, path)
+    registered = not keys and _has_keys(folder)
+    parts.guard(server.host, keys, problems, registered=registered)
     problems.raise_any()
     return Setup(
         snapshot=build(catalogue, policies),
@@ -105,9 +111,9 @@ async def load(
         keys=keys,
         budgets=budgets,
         journal=file.journal,
-        state_dir=find_state(state, environ, path),
+        state_dir=folder,
         secrets=Secrets(secrets),
-        notes=(*notes, *parts.start_notes(catalogue, server, keys)),
+        notes=(*notes, *parts.start_notes(catalogue, server, not keys and not registered)),
         source=source,
         simulated=any(catalogue.providers[model.provider].wire == "simulated" for model in catalogue.models.values()),
     )
@@ -306,14 +312,14 @@ class Upstreams:
 
 
 def open_router(setup: Setup, *, in_memory: bool = False) -> Router:
-    """A router that serves this configuration. `in_memory`: the journal is forgotten with the process and no folder is
-    made. Raises ConfigError when the state folder cannot be used."""
+    """A router that serves this configuration. `in_memory`: ledger and journal are forgotten with the process and no
+    folder is made. Raises ConfigError when the state folder cannot be used, or another process holds its ledger."""
     from tierwise.routing.router import Router
 
     return Router(
         snapshot=setup.snapshot,
-        ledger=open_ledger(setup),
         journal=_journal(setup, in_memory),
+        ledger=_ledger(setup, in_memory),
         upstream=Upstreams(setup),
         store_texts=setup.journal.store_texts,
         budget_status=setup.server.budget_status,
@@ -336,30 +342,59 @@ def open_journal(folder: Path) -> Journal | None:
     return SqliteJournal(path) if path.is_file() else None
 
 
+def open_reports(folder: Path) -> LedgerReports:
+    """What may be asked of a state folder's ledger, also while a gateway writes it."""
+    from tierwise.stores.ledger_reports import LedgerReports
+
+    return LedgerReports(folder / LEDGER_FILE, folder / JOURNAL_FILE)
+
+
+def open_registry(folder: Path | None) -> Registry:
+    """The keys, budgets and credits that are made at runtime, in this state folder; None: in memory. Close it. Raises
+    ConfigError when the file cannot be used."""
+    from tierwise.stores.registry import SqliteRegistry
+
+    if folder is None:
+        return SqliteRegistry(None)
+    make_state_folder(folder)
+    return SqliteRegistry(folder / REGISTRY_FILE)
+
+
+def _has_keys(folder: Path) -> bool:
+    """Whether a key was ever made in this state folder; makes nothing there."""
+    if not (folder / REGISTRY_FILE).is_file():
+        return False
+    registry = open_registry(folder)
+    try:
+        return bool(registry.read().keys)
+    finally:
+        registry.close()
+
+
 def open_app(setup: Setup, *, in_memory: bool = False) -> App:
     """The same behind its doors: an ASGI application that knows the keys. `apply` changes it while it runs."""
+    from tierwise.config_registry import Runtime
     from tierwise.server.app import App
 
-    router = open_router(setup, in_memory=in_memory)
-    return App(router, _keyring(setup), body_limit_bytes=setup.server.body_limit_bytes)
+    runtime = Runtime(open_registry(None if in_memory else setup.state_dir), setup)
+    router = open_router(msgspec.structs.replace(setup, budgets=runtime.budgets()), in_memory=in_memory)
+    app = App(router, runtime.keyring(), body_limit_bytes=setup.server.body_limit_bytes, runtime=runtime)
+    runtime.attach(app)
+    return app
 
 
 def apply(app: App, setup: Setup) -> tuple[str, ...]:
     """From the next request on, `app` (from `open_app`) serves this configuration: all of it, in one step of the event
     loop. Money held stays held. Gives a sentence for each change that waits for a restart."""
-    from tierwise.stores.memory import MemoryLedger
-
     router = app.router
-    if not isinstance(router.ledger, MemoryLedger) or not isinstance(router.upstream, Upstreams):
+    if not isinstance(router.upstream, Upstreams):
         raise TypeError("apply changes what open_app has made, and nothing else")
     before = router.upstream.setup
-    keys = _keyring(setup)
     router.upstream.swap(setup)
-    router.ledger.reload(setup.budgets)
+    app.runtime.adopt(setup)
     router.books.store_texts = setup.journal.store_texts
     router.budget_status = setup.server.budget_status
     router.swap(setup.snapshot)
-    app.keys = keys
     app.body_limit_bytes = setup.server.body_limit_bytes
     changed = {
         "server.host": before.server.host != setup.server.host,
@@ -369,6 +404,15 @@ def apply(app: App, setup: Setup) -> tuple[str, ...]:
         "the state folder": before.state_dir != setup.state_dir,
     }
     return tuple(f"A change of {name} waits for a restart." for name, is_changed in changed.items() if is_changed)
+
+
+def _ledger(setup: Setup, in_memory: bool) -> Ledger:
+    if in_memory:
+        return open_ledger(setup)
+    from tierwise.stores.ledger import SqliteLedger
+
+    make_state_folder(setup.state_dir)
+    return SqliteLedger(setup.state_dir / LEDGER_FILE, setup.budgets)
 
 
 def _journal(setup: Setup, in_memory: bool) -> Journal:
@@ -388,12 +432,6 @@ def _simulated(setup: Setup) -> Upstream:
     catalogue = setup.snapshot.catalogue
     rows = [model for model in catalogue.models.values() if catalogue.providers[model.provider].wire == "simulated"]
     return SimulatedUpstream(tuple(rows))
-
-
-def _keyring(setup: Setup) -> Keyring:
-    from tierwise.server.auth import Identity, Keyring
-
-    return Keyring(tuple((key.secret.reveal(), Identity(key.payer, key.allow)) for key in setup.keys))
 
 
 def make_state_folder(path: Path) -> None:

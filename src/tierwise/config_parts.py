@@ -6,9 +6,10 @@ Everything here notes its problems and goes on, so that a person mends a file on
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from urllib.parse import urlsplit
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError, available_timezones
 
 import msgspec
 
@@ -20,6 +21,7 @@ from tierwise.core.budget import Budget, Scope, Window
 from tierwise.core.catalogue import Catalogue
 from tierwise.core.check_policy import check
 from tierwise.core.errors import ConfigError, Problem
+from tierwise.core.keys import Grant, Limits
 from tierwise.core.money import usd_to_nano
 from tierwise.core.policy import BALANCED, PRESETS, Amounts, Best, Keep, Plan, Policy, Screen
 from tierwise.core.request import Payer
@@ -33,12 +35,15 @@ WINDOWS: tuple[Window, ...] = ("minute", "hour", "day", "week", "month", "lifeti
 
 
 class KeySpec(msgspec.Struct, frozen=True, kw_only=True):
-    """A caller's key: what proves it, who pays for it, and the models, tiers or providers it may use (() means all)."""
+    """A caller's key: what proves it, and what it gives."""
 
     name: str
     secret: Secret
-    payer: Payer
-    allow: tuple[str, ...] = ()
+    grant: Grant
+
+    @property
+    def payer(self) -> Payer:
+        return self.grant.payer
 
 
 class Problems:
@@ -142,10 +147,7 @@ def budgets(entries: tuple[BudgetEntry, ...], keys: tuple[KeyEntry, ...], proble
     tags = {tag for key in keys for tag in key.tags}
     for i, entry in enumerate(entries):
         where = join("budgets", i)
-        if entry.limit_usd is None and entry.steps is None:
-            problems.add(where, "limits nothing: give `limit_usd`, `steps` or both")
-        if entry.scope == "request" and entry.window is not None:
-            problems.add(f"{where}.window", "has no effect: a request is its own window")
+        _sound(entry, where, problems)
         for name in entry.match:
             if name not in PAYER_FIELDS and name not in tags:
                 what = f"is none of {', '.join(PAYER_FIELDS)}, and no key has such a tag"
@@ -154,15 +156,70 @@ def budgets(entries: tuple[BudgetEntry, ...], keys: tuple[KeyEntry, ...], proble
             scope=entry.scope,
             match=tuple(sorted(entry.match.items())),
             limit_nano=None if entry.limit_usd is None else usd_to_nano(entry.limit_usd),
+            tokens=entry.tokens,
+            calls=entry.calls,
+            parallel=entry.parallel,
             steps=entry.steps,
+            repeats=entry.repeats,
+            deadline_s=entry.deadline_s,
             window=entry.window or "lifetime",
+            rolling=entry.rolling,
+            zone=entry.zone or "UTC",
+            hard=entry.hard,
+            reserve_nano=None if entry.reserve_usd is None else usd_to_nano(entry.reserve_usd),
         )
         for other, earlier in enumerate(made):
-            if (earlier.scope, earlier.match, earlier.window) == (budget.scope, budget.match, budget.window):
+            if _place(earlier) == _place(budget):
                 problems.add(where, f"has the scope, match and window of budgets[{other}]; make them one")
         made.append(budget)
     _unreachable(made, problems)
     return tuple(made)
+
+
+LIMITS = ("limit_usd", "tokens", "calls", "parallel", "steps", "repeats", "deadline_s")
+OF_AGENTS = ("steps", "repeats", "deadline_s")  # what only something with a beginning and an end can have
+CALENDAR: tuple[Window, ...] = ("day", "week", "month")
+
+
+def _sound(entry: BudgetEntry, where: str, problems: Problems) -> None:
+    """What one entry says has an effect, and one that is possible."""
+    given = [name for name in LIMITS if getattr(entry, name) is not None]
+    if not given:
+        problems.add(where, f"limits nothing: give one of {', '.join(LIMITS)}")
+    for name in given:
+        if name in OF_AGENTS and entry.scope not in ("session", "workflow"):
+            what = f"is for sessions and workflows, and this budget is on each {entry.scope}; give `calls` instead"
+            problems.add(f"{where}.{name}", what)
+        elif name != "limit_usd" and not entry.hard:
+            problems.add(f"{where}.{name}", "has no effect: a budget with `hard: false` refuses nothing")
+    if entry.scope == "request" and entry.window is not None:
+        problems.add(f"{where}.window", "has no effect: a request is its own window")
+    if entry.rolling and entry.window in (None, "lifetime"):
+        problems.add(f"{where}.rolling", "needs a window that ends: minute, hour, day, week or month")
+    if entry.zone is not None:
+        _zone(entry, where, problems)
+    if entry.reserve_usd is not None:
+        if entry.limit_usd is None:
+            problems.add(f"{where}.reserve_usd", "has no effect without `limit_usd`")
+        elif entry.reserve_usd > entry.limit_usd:
+            problems.add(f"{where}.reserve_usd", "is above limit_usd, so nothing could ever hold it")
+
+
+def _zone(entry: BudgetEntry, where: str, problems: Problems) -> None:
+    zone = entry.zone or ""
+    try:
+        ZoneInfo(zone)
+    except (ZoneInfoNotFoundError, ValueError, OSError):
+        what = f"{zone!r} is no time zone that this machine knows; use an IANA name such as Europe/Berlin"
+        problems.unknown(f"{where}.zone", what, zone, available_timezones())
+        return
+    if entry.rolling or entry.window not in CALENDAR:
+        problems.add(f"{where}.zone", f"has no effect: only {', '.join(CALENDAR)} of the calendar begin by a zone")
+
+
+def _place(budget: Budget) -> tuple[object, ...]:
+    """Two budgets of one place would be the same account."""
+    return (budget.scope, budget.match, budget.window, budget.rolling, budget.zone)
 
 
 def _unreachable(made: list[Budget], problems: Problems) -> None:
@@ -175,7 +232,7 @@ def _unreachable(made: list[Budget], problems: Problems) -> None:
                 continue
             within = SCOPES.index(inner.scope) < SCOPES.index(outer.scope)
             sooner = inner.scope == "request" or WINDOWS.index(inner.window) <= WINDOWS.index(outer.window)
-            if within and sooner and inner.limit_nano > outer.limit_nano:
+            if within and sooner and outer.hard and inner.limit_nano > outer.limit_nano:
                 what = f"is above the limit of the {outer.scope} around it (budgets[{j}]), so it can never be met"
                 problems.add(f"budgets[{i}].limit_usd", what)
 
@@ -186,6 +243,7 @@ def _unreachable(made: list[Budget], problems: Problems) -> None:
 def keys(
     entries: tuple[KeyEntry, ...],
     catalogue: Catalogue,
+    policies: Collection[str],
     environ: Mapping[str, str],
     base: Path,
     problems: Problems,
@@ -198,6 +256,13 @@ def keys(
         for j, name in enumerate(entry.allow):
             if name not in known:
                 problems.unknown(f"{where}.allow[{j}]", "is no model, tier or provider", name, known)
+        for j, name in enumerate(entry.policies):
+            if name not in policies:
+                problems.unknown(f"{where}.policies[{j}]", "is no policy", name, policies)
+        if entry.window is not None and entry.limit_usd is None:
+            problems.add(f"{where}.window", "has no effect without `limit_usd`")
+        if "admin" in entry.routes and not entry.admin:
+            problems.add(f"{where}.routes", "`admin` takes `admin: true` as well")
         if entry.name in names:
             problems.add(f"{where}.name", "is the name of another key too")
         names.add(entry.name)
@@ -214,8 +279,26 @@ def keys(
             organisation=entry.organisation or "",
             tags=tuple(sorted(entry.tags.items())),
         )
-        made.append(KeySpec(name=entry.name, secret=secret, payer=payer, allow=entry.allow))
+        made.append(KeySpec(name=entry.name, secret=secret, grant=_grant(entry, payer)))
     return tuple(made)
+
+
+def _grant(entry: KeyEntry, payer: Payer) -> Grant:
+    limits = Limits(
+        limit_nano=None if entry.limit_usd is None else usd_to_nano(entry.limit_usd),
+        window=entry.window or "lifetime",
+        rpm=entry.rpm,
+        tpm=entry.tpm,
+        parallel=entry.parallel,
+    )
+    return Grant(
+        payer=payer,
+        allow=entry.allow,
+        policies=entry.policies,
+        routes=entry.routes,
+        admin=entry.admin,
+        limits=limits,
+    )
 
 
 def secret_of(where: str, reference: str, environ: Mapping[str, str], base: Path, problems: Problems) -> Secret | None:
@@ -228,15 +311,15 @@ def secret_of(where: str, reference: str, environ: Mapping[str, str], base: Path
         return None
 
 
-def guard(host: str, made: tuple[KeySpec, ...], problems: Problems) -> None:
+def guard(host: str, made: tuple[KeySpec, ...], problems: Problems, *, registered: bool = False) -> None:
     """Anyone who reaches an open gateway spends the owner's money, so off loopback it takes keys that hold."""
     if loopback(host):
         return
-    if not made:
+    if not made and not registered:
         problems.add(
             "server.host",
             f"{host} can be reached from other machines, and there are no keys: anyone could spend your money; "
-            "add `keys`, or bind to 127.0.0.1",
+            "add `keys`, make one with `tierwise key create`, or bind to 127.0.0.1",
         )
     for i, key in enumerate(made):
         if len(key.secret.reveal()) < LEAST_KEY_LETTERS:
@@ -278,10 +361,10 @@ def state_folder(state: Path | None, environ: Mapping[str, str], base: Path) -> 
     return (state or (Path(named) if named else base / ".tierwise")).expanduser()
 
 
-def start_notes(catalogue: Catalogue, server: ServerSettings, made: tuple[KeySpec, ...]) -> tuple[str, ...]:
+def start_notes(catalogue: Catalogue, server: ServerSettings, keyless: bool) -> tuple[str, ...]:
     """What the owner should know at start, one sentence each."""
     notes = []
-    if not made:
+    if keyless:
         notes.append(f"No keys are configured: on {server.host} callers need none.")
     unpriced = [model.id for model in catalogue.models.values() if model.price is None]
     if unpriced:

@@ -12,6 +12,7 @@ from msgspec import Meta
 
 from tierwise.core.budget import Scope, Window
 from tierwise.core.catalogue import Ability, Auth, Kind, OutWire
+from tierwise.core.keys import Route
 from tierwise.core.policy import PLAN_KEYS, Plan
 from tierwise.core.request import Task
 
@@ -30,6 +31,7 @@ PerMtok = Annotated[float, Meta(ge=0, le=10_000, description="US dollars per mil
 Usd = Annotated[float, Meta(ge=0, le=1_000_000_000, description="US dollars.")]
 Milliseconds = Annotated[int, Meta(ge=1, le=86_400_000)]
 Tokens = Annotated[int, Meta(ge=1, le=1_000_000_000)]
+PerMinute = Annotated[int, Meta(ge=1, le=1_000_000_000)]
 Share = Annotated[float, Meta(ge=0, le=1)]
 Speed = Annotated[float, Meta(gt=0, le=1_000_000, description="Tokens per second.")]
 
@@ -156,9 +158,43 @@ class BudgetEntry(_Entry, frozen=True):
 
     scope: Scope
     match: Annotated[dict[Name, Name], Meta(description="Only payers with these values.")] = {}
-    limit_usd: Annotated[float, Meta(ge=0, le=1_000_000_000)] | None = None
-    steps: Annotated[int, Meta(ge=1, le=1_000_000, description="Calls of one session or workflow.")] | None = None
+    limit_usd: Usd | None = None
+    tokens: (
+        Annotated[int, Meta(ge=1, le=1 << 50, description="Read and written; held at the most that a call may use.")]
+        | None
+    ) = None
+    calls: Annotated[int, Meta(ge=1, le=1 << 50, description="Calls of models, of every kind.")] | None = None
+    parallel: Annotated[int, Meta(ge=1, le=1_000_000, description="Calls at once.")] | None = None
+    steps: (
+        Annotated[int, Meta(ge=1, le=1_000_000, description="Requests of one session or workflow that reach a model.")]
+        | None
+    ) = None
+    repeats: (
+        Annotated[
+            int,
+            Meta(
+                ge=2, le=32, description="The same call so often in a row, or two in turn so often each, and no more."
+            ),
+        ]
+        | None
+    ) = None
+    deadline_s: (
+        Annotated[int, Meta(ge=1, le=31_536_000, description="Seconds that one session or workflow may take.")] | None
+    ) = None
     window: Window | None = None
+    rolling: Annotated[bool, Meta(description="The last minute, hour and so on, not the calendar's.")] = False
+    zone: (
+        Annotated[str, Meta(min_length=1, max_length=100, description="Time zone of days, weeks and months; UTC.")]
+        | None
+    ) = None
+    hard: Annotated[bool, Meta(description="Refuses what would exceed it; else money only gets dearer.")] = True
+    reserve_usd: (
+        Annotated[
+            float,
+            Meta(ge=0, le=1_000_000_000, description="What a call without price or bound holds; else it is refused."),
+        ]
+        | None
+    ) = None
 
 
 class KeyEntry(_Entry, frozen=True):
@@ -171,6 +207,14 @@ class KeyEntry(_Entry, frozen=True):
     organisation: Name | None = None
     tags: dict[Name, Name] = {}
     allow: Annotated[tuple[Name, ...], Meta(description="Models, tiers or providers; none given means all.")] = ()
+    policies: Annotated[tuple[Name, ...], Meta(description="Policies; none given means all.")] = ()
+    routes: Annotated[tuple[Route, ...], Meta(description="What it may ask for; none given means all.")] = ()
+    limit_usd: Annotated[float, Meta(ge=0, le=1_000_000_000)] | None = None
+    window: Annotated[Window | None, Meta(description="Of `limit_usd`; a lifetime when not given.")] = None
+    rpm: Annotated[PerMinute | None, Meta(description="Calls of models in any minute.")] = None
+    tpm: Annotated[PerMinute | None, Meta(description="Tokens in any minute.")] = None
+    parallel: Annotated[PerMinute | None, Meta(description="Calls at once.")] = None
+    admin: Annotated[bool, Meta(description="May make keys and budgets over HTTP.")] = False
 
 
 class JournalSettings(_Entry, frozen=True):

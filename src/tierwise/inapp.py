@@ -96,7 +96,13 @@ class InApp:
                 path = Path(self._config) if self._config else config.find(self._environ)
                 state = Path(self._state) if self._state else None
                 setup = await config.load(path, self._environ, state=state)
-                self._app = config.open_app(setup, in_memory=state is None)
+                app = config.open_app(setup, in_memory=state is None)
+                try:
+                    await app.runtime.refresh()
+                except BaseException:
+                    await app.router.close()
+                    raise
+                self._app = app
                 self._loop = asyncio.get_running_loop()
             return self._app
 
@@ -163,6 +169,7 @@ class InApp:
             app, self._app = self._app, None
             await app.router.drain(drain_s)
             await app.router.close()
+            app.runtime.close()
 
 
 class InAppSync:

@@ -2,16 +2,59 @@
 
 from __future__ import annotations
 
+import itertools
+import shutil
+import tempfile
+import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from tierwise.core.budget import Budget, Hold
 from tierwise.core.request import Hints, Payer
+from tierwise.stores.ledger import SqliteLedger
+from tierwise.stores.ledger_audit import audit
 from tierwise.stores.memory import MemoryLedger
 from tierwise.stores.windows import DAY_S
 
-# name -> what makes one from budgets and a clock. A new ledger is one more line.
-LEDGERS: dict[str, Callable[..., Any]] = {"memory": MemoryLedger}
+
+class SqliteLedgers:
+    """Makes durable ledgers, each in a folder of its own. `close` audits every file: whatever a test did, what is on
+    the disk must be as sound as what was in memory."""
+
+    def __init__(self) -> None:
+        # Where it is fast: what survives a fault is another test's question.
+        memory = Path("/dev/shm")  # noqa: S108
+        self.folder = Path(tempfile.mkdtemp(prefix="ledgers-", dir=memory if memory.is_dir() else None))
+        self.opened: list[SqliteLedger] = []
+        self._numbers = itertools.count()
+
+    def __call__(self, budgets: tuple[Budget, ...] = (), clock: Callable[[], float] = time.time) -> SqliteLedger:
+        ledger = SqliteLedger(self.folder / str(next(self._numbers)) / "ledger.sqlite", budgets, clock, reserve_bytes=1)
+        self.opened.append(ledger)
+        return ledger
+
+    def close(self) -> None:
+        try:
+            for ledger in self.opened:
+                ledger.close_now()
+                assert ledger.last_error == ""
+                assert list(audit(ledger.path)) == []
+        finally:
+            self.opened.clear()
+            shutil.rmtree(self.folder)
+
+
+class MemoryLedgers:
+    def __call__(self, budgets: tuple[Budget, ...] = (), clock: Callable[[], float] = time.time) -> MemoryLedger:
+        return MemoryLedger(budgets, clock)
+
+    def close(self) -> None:
+        """Nothing to let go of."""
+
+
+# name -> what makes ledgers from budgets and a clock, and closes them. A new ledger is one more line.
+LEDGERS: dict[str, Callable[[], Any]] = {"memory": MemoryLedgers, "sqlite": SqliteLedgers}
 
 ADA = Payer(key="k1", user="ada", team="search", organisation="acme", tags=(("project", "x"),))
 NOON = 1_767_182_400  # 2025-12-31 12:00:00 UTC, a Wednesday

@@ -67,7 +67,9 @@ def openai_logprobs(text: str, logprob: float) -> dict[str, Any]:
     """One token per word, each with the same log-probability."""
     words = text.split(" ")
     tokens = [word if number == 0 else f" {word}" for number, word in enumerate(words)]
-    entries = [{"token": token, "logprob": logprob, "bytes": None, "top_logprobs": []} for token in tokens]
+    entries: list[dict[str, Any]] = [
+        {"token": token, "logprob": logprob, "bytes": None, "top_logprobs": []} for token in tokens
+    ]
     return {"content": entries, "refusal": None}
 
 
@@ -135,7 +137,7 @@ def openai_events(
             )
     else:
         for part in pieces_of(text, pieces):
-            more = {} if logprob is None else {"logprobs": openai_logprobs(part, logprob)}
+            more: dict[str, Any] = {} if logprob is None else {"logprobs": openai_logprobs(part, logprob)}
             events.append(event({"content": part}, **more))
     events.append(event({}, finish or ("tool_calls" if tool_calls else "stop")))
     reported = openai_usage(usage)

@@ -10,6 +10,7 @@ from typing import Literal
 
 import msgspec
 
+from tierwise.core.budget import DenialCode
 from tierwise.core.episode import (
     AGAIN,
     About,
@@ -28,7 +29,14 @@ from tierwise.core.episode import (
 )
 from tierwise.core.policy import Policy
 from tierwise.core.snapshot import Snapshot
-from tierwise.core.weigh import Weighed, affordable_tokens, worst_case_nano
+from tierwise.core.weigh import (
+    Weighed,
+    affordable_tokens,
+    ceiling_within,
+    is_bounded,
+    worst_case_nano,
+    worst_case_tokens,
+)
 
 # A helper answers with a word or a number; reasoning models need a little room before it.
 HELPER_TOKENS = 256
@@ -41,6 +49,11 @@ REJECTIONS = 2
 # Nobody waits longer than this between two attempts of one request.
 MAX_WAIT_MS = {"interactive": 2_000, "background": 10_000, "batch": 30_000}
 _BACKOFF_MS = 200
+# What the ledger would say to every other model as well, so nobody else is asked.
+ENDS: tuple[DenialCode, ...] = ("loop_stopped", "deadline_passed", "step_limit", "call_limit", "parallel_limit")
+# What only another model can mend: no ceiling of this one does.
+_NOT_HERE: tuple[DenialCode, ...] = (*ENDS, "unbounded", "retry_budget")
+_MONEY: tuple[DenialCode, ...] = ("budget_exceeded", "held_by_others", "credit_exhausted")
 
 
 class Need(msgspec.Struct, frozen=True):
@@ -103,7 +116,7 @@ class Attempts:
                 case Failed():
                     self.note(each, "passed_over", "failed", ("kind", last.kind), ("status", last.status))
                     continue
-                case Denied() if last.denial.code in ("step_limit", "retry_budget"):
+                case Denied() if last.denial.code in _NOT_HERE:
                     self.note(each, "passed_over", last.denial.code, ("scope", last.denial.scope))
                     continue
                 case _:
@@ -155,7 +168,7 @@ class Attempts:
         if calls >= self.policy.calls - kept:
             self.say(at, "calls_exhausted", ("calls", calls))
             return True
-        if any(isinstance(event, Denied) and event.denial.code == "step_limit" for event in events):
+        if any(isinstance(event, Denied) and event.denial.code in ENDS for event in events):
             return True  # a session without steps has none for any model
         if not isinstance(about, Serve):
             # A helper is tried once: it is not worth the request's own attempts.
@@ -175,7 +188,7 @@ class Attempts:
             # Asking the ledger the same again would get the same answer.
             self.note(each, "passed_over", "cannot_be_paid")
             return None
-        ceiling, worst = found
+        ceiling, worst, tokens = found
         if isinstance(tried, Denied) and self._denials(at, each) > 1:
             self.note(each, "passed_over", "cannot_be_paid")
             return None
@@ -196,6 +209,10 @@ class Attempts:
             about=about,
             final=final,
             max_tokens=ceiling,
+            tokens=tokens,
+            bounded=is_bounded(each.model, self.episode, worst)
+            if isinstance(about, Serve)
+            else each.cost_nano is not None,
             wait_ms=wait_ms,
             again=each.model.provider in failed_providers,
         )
@@ -217,39 +234,61 @@ class Attempts:
         known = [cost for cost in costs if cost is not None]
         return each.cost_nano is None or (bool(known) and each.cost_nano > max(known))
 
-    def _ceiling(self, each: Weighed, about: About) -> tuple[int | None, int] | None:
-        """The ceiling to send, None for the caller's own, with the worst case; None when no ceiling can be paid.
+    def _ceiling(self, each: Weighed, about: About) -> tuple[int | None, int, int] | None:
+        """(the ceiling to send, None for the caller's own; worst case in money; in tokens); None when no ceiling can be
+        paid.
 
         A caller's ceiling is never raised, and lowered only where the policy says so. Where the caller gave none, ours
         is what is affordable, as long as the reply that is expected fits under it.
         """
         if not isinstance(about, Serve):
-            worst = self._helper_worst_case(each, about)
-            limit = self._affordable(denied_only=True)
-            return None if limit is not None and worst > limit else (None, worst)
+            return self._helper_ceiling(each, about)
         features = self.episode.features
-        wanted = features.max_tokens if features.max_tokens is not None else each.model.max_output_tokens
+        own = features.max_tokens if features.max_tokens is not None else each.model.max_output_tokens
         added = self._drafts_bound(about)
+        free = each.model.kind != "embedding" and (features.max_tokens is None or self.policy.clamp)
+        expected = max(1, min(-(-each.output_tokens // features.n), own))
+        wanted = self._within_tokens(each, own, added)
+        if wanted < own and (not free or wanted < expected):
+            return None
+
+        def chosen(ceiling: int, *, told: bool) -> tuple[int | None, int, int]:
+            worst = worst_case_nano(each.model, self.episode, ceiling, added)
+            tokens = worst_case_tokens(each.model, self.episode, ceiling, added)
+            return (ceiling if told or ceiling < own else None), worst, tokens
+
         worst = worst_case_nano(each.model, self.episode, wanted, added)
-        if each.model.price is None:
-            return None, worst
-        free = features.max_tokens is None or self.policy.clamp
         limit = self._affordable(denied_only=not free)
-        if limit is None:
-            return None, worst
+        if each.model.price is None or limit is None:
+            return chosen(wanted, told=False)
         if worst <= limit:
             # Where money is counted, the ceiling that was held is the one that the provider is told.
-            return (None if features.max_tokens is not None or each.model.kind == "embedding" else wanted), worst
-        if not free or each.model.kind == "embedding":
+            return chosen(wanted, told=features.max_tokens is None and each.model.kind != "embedding")
+        if not free:
             return None
-        tokens = affordable_tokens(each.model, self.episode, limit, added)
-        expected = min(-(-each.output_tokens // features.n), wanted)
-        if tokens < max(1, expected):
+        tokens = min(affordable_tokens(each.model, self.episode, limit, added), wanted)
+        if tokens < min(expected, wanted):
             # What was left at the door is no refusal: only the ledger knows whose limit it is and if waiting helps.
             known = self._affordable(denied_only=True)
-            return None if known is not None and worst > known else (None, worst)
-        tokens = min(tokens, wanted)
-        return tokens, worst_case_nano(each.model, self.episode, tokens, added)
+            return None if known is not None and worst > known else chosen(wanted, told=False)
+        return chosen(tokens, told=True)
+
+    def _helper_ceiling(self, each: Weighed, about: Ask | Grade) -> tuple[None, int, int] | None:
+        shown = self._helper_episode(about)
+        worst = worst_case_nano(each.model, shown, HELPER_TOKENS)
+        tokens = worst_case_tokens(each.model, shown, HELPER_TOKENS)
+        limit = self._affordable(denied_only=True)
+        return None if limit is not None and worst > limit else (None, worst, tokens)
+
+    def _within_tokens(self, each: Weighed, ceiling: int, added: int) -> int:
+        """The ceiling, or what a limit of tokens that has refused this request leaves of it; 0 for nothing."""
+        denials = [event.denial for event in self.episode.events if isinstance(event, Denied)]
+        left = [
+            each.limit - (each.used or 0) for each in denials if each.code == "token_limit" and each.limit is not None
+        ]
+        if not left or worst_case_tokens(each.model, self.episode, ceiling, added) <= left[-1]:
+            return ceiling
+        return max(0, min(ceiling, ceiling_within(self.episode, left[-1], added)))
 
     def _drafts_bound(self, about: Serve) -> int:
         """The tokens, at most, of the rejected replies that are passed on: four bytes a character, and words around."""
@@ -258,9 +297,8 @@ class Attempts:
 
     def _affordable(self, *, denied_only: bool) -> int | None:
         """What a hold can be, as far as we know; None when nothing limits it. The ledger has the last word."""
-        money = ("budget_exceeded", "held_by_others")
         denials = [event.denial for event in self.episode.events if isinstance(event, Denied)]
-        limits = [denial.affordable_nano for denial in denials if denial.code in money][-1:]
+        limits = [denial.affordable_nano for denial in denials if denial.code in _MONEY][-1:]
         most = self.episode.hints.max_cost_nano
         if most is not None:
             limits.append(most - sum(getattr(event, "cost_nano", 0) or 0 for event in self.episode.events))
@@ -268,8 +306,9 @@ class Attempts:
             limits.append(self.episode.money.left_nano)
         return min(limits) if limits else None
 
-    def _helper_worst_case(self, each: Weighed, about: Ask | Grade) -> int:
-        """A helper's bill: at most four bytes, so four tokens, a character of what it is shown."""
+    def _helper_episode(self, about: Ask | Grade) -> Episode:
+        """What a helper is shown of this request, as one of its own: at most four bytes, so four tokens, a
+        character."""
         features = self.episode.features
         shown = min(features.input_bound_tokens, 4 * HELPER_CHARACTERS) + _HELPER_FRAME_TOKENS
         match about:
@@ -278,7 +317,7 @@ class Attempts:
             case Grade(rubric=rubric):
                 shown += 4 * (len(rubric) + HELPER_CHARACTERS)
         small = msgspec.structs.replace(features, input_bound_tokens=shown, n=1, reasoning_tokens=0)
-        return worst_case_nano(each.model, msgspec.structs.replace(self.episode, features=small), HELPER_TOKENS)
+        return msgspec.structs.replace(self.episode, features=small)
 
     def _again(
         self, at: str, ordered: tuple[Weighed, ...], mine: Sequence[object], final: bool, about: About

@@ -99,6 +99,9 @@ class Lambda(msgspec.Struct, frozen=True, omit_defaults=True):
     causes: tuple[tuple[str, float], ...] = ()  # budget -> its own λ
     left_nano: int | None = None  # the least that any budget above the payer has left; None: no budget
     scope: str = ""  # whose that is
+    shares: tuple[
+        tuple[float, float | None], ...
+    ] = ()  # of each cause: of its limit, what is used and what was planned
 
 
 class Balance(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -106,6 +109,7 @@ class Balance(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     scope: Scope
     window: Window
+    rolling: bool = False
     subject: str = ""
     credit: bool = False  # prepaid: `limit_nano` is all that was ever topped up
     hard: bool = True
@@ -113,6 +117,7 @@ class Balance(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     spent_nano: int = 0
     held_nano: int = 0
     left_nano: int | None = None  # never below 0; None: no limit in money
+    planned_nano: int | None = None  # what was to be spent by now; None: a budget without a pace
     price: float = 1.0  # λ of this budget alone
     steps: int | None = None  # the limit
     steps_done: int = 0

@@ -80,6 +80,8 @@ class Call(msgspec.Struct, frozen=True, tag="call", omit_defaults=True):
     final: bool = True
     max_tokens: int | None = None
     wait_ms: int = 0
+    tokens: int = 0  # at most, read and written
+    bounded: bool = True  # False: `worst_case_nano` promises nothing, for want of a price or of a known length
     again: bool = False  # an attempt beyond the first at a provider that has failed this request: costs a retry token
 
 
@@ -101,7 +103,14 @@ REFUSALS = (
     "no_eligible_model",
     "budget_exceeded",
     "held_by_others",
+    "credit_exhausted",
+    "unbounded",
+    "token_limit",
+    "call_limit",
+    "parallel_limit",
     "step_limit",
+    "loop_stopped",
+    "deadline_passed",
     "upstream_failed",
     "upstream_rejected",
     "all_resting",

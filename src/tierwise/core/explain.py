@@ -20,7 +20,7 @@ from tierwise.core.money import usd_text
 from tierwise.core.policy import Amounts
 from tierwise.core.snapshot import Snapshot
 from tierwise.core.weigh import weigh, worst_case_nano
-from tierwise.core.words import candidate_text, reason_text
+from tierwise.core.words import candidate_text, money_text, reason_text
 
 # A change of more than this factor is no neighbour of what happened, so it explains nothing.
 _MOST = 1_000.0
@@ -53,7 +53,8 @@ def explain(snapshot: Snapshot, episode: Episode, decision: Decision) -> Explana
     """The explanation of the decision that was taken at this point of this episode under this snapshot."""
     found = flips(snapshot, episode, decision)
     model = _model(decision)
-    reasons = tuple(reason_text(reason) for reason in decision.reasons)
+    dear, calm = _dear(snapshot, episode, model)
+    reasons = tuple([reason_text(reason) for reason in decision.reasons] + ([dear] if dear else []))
     return Explanation(
         decision_id=episode.id,
         policy=episode.policy,
@@ -65,6 +66,7 @@ def explain(snapshot: Snapshot, episode: Episode, decision: Decision) -> Explana
         money={
             "lambda": episode.money.value,
             "causes": dict(episode.money.causes),
+            "model_at_lambda_1": calm,
             "left_usd": _usd(episode.money.left_nano),
             "baseline_model": snapshot.catalogue.baseline,
             "expected_baseline_usd": _usd(decision.baseline_nano),
@@ -234,6 +236,17 @@ def _shown(each: Candidate) -> dict[str, Any]:
     }
 
 
+def _dear(snapshot: Snapshot, episode: Episode, model: str) -> tuple[str, str]:
+    """What made money dear and what that changed, in words, and the model that λ 1 would have called."""
+    said = money_text(episode.money)
+    if not said:
+        return "", model
+    calm = _asked(snapshot, msgspec.structs.replace(episode, money=msgspec.structs.replace(episode.money, value=1.0)))
+    if calm == model:
+        return f"{said}; at λ 1 the choice would have been the same", calm
+    return f"{said}; at λ 1 it would have been {calm or 'a refusal'}", calm
+
+
 def _sentence(decision: Decision, model: str, found: tuple[Flip, ...]) -> str:
     chosen = next((each for each in decision.candidates if each.model == model), None)
     if chosen is None:
@@ -265,5 +278,6 @@ def explain_story(snapshot: Snapshot, episode: Episode, decisions: tuple[Decisio
     )
     then = msgspec.structs.replace(episode, events=episode.events[:last])
     found = explain(snapshot, then, decisions[last])
-    said = tuple(dict.fromkeys(reason_text(reason) for decision in decisions for reason in decision.reasons))
+    told = [reason_text(reason) for decision in decisions for reason in decision.reasons]
+    said = tuple(dict.fromkeys([*told, *found.reasons]))  # the last call's own, and what made money dear
     return msgspec.structs.replace(found, reasons=said)

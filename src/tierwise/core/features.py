@@ -14,7 +14,7 @@ import msgspec
 
 from tierwise.core import tasks, templates
 from tierwise.core.request import Features, Prompt, Turn
-from tierwise.core.text import Counts, count, digest, ends, scripts, squash, words
+from tierwise.core.text import Counts, count, digest, ends, scripts, single_spaced, squash, words
 
 # Characters that are read of one text: beginning, end.
 LAST_READ = (6_000, 2_000)
@@ -98,6 +98,9 @@ def extract(prompt: Prompt, keywords: tuple[str, ...] = ()) -> Features:
         searches=prompt.searches,
         reasoning_tokens=prompt.reasoning_tokens,
         n=prompt.n,
+        references=prompt.references,
+        replied=prompt.replied,
+        tail_hash=prompt.tail_hash,
         keywords=_found(prompt.turns, keywords) if keywords else (),
     )
 
@@ -220,7 +223,7 @@ def _template_hash(prompt: Prompt, system: str, template: str) -> str:
 def _intent_hash(folded: str, unread: int) -> str:
     """Of the last question, whatever its case, its spacing and the punctuation at its ends. Digits and everything
     within stay: "5-3" and "5 3" are different questions."""
-    asked = " ".join(folded.split()).strip(" .,;:!?…。！？¿¡\"'")
+    asked = single_spaced(folded).strip(" .,;:!?…。！？¿¡\"'")
     if not asked:
         return ""
     return digest(asked, str(unread) if unread > 0 else "")

@@ -13,6 +13,15 @@ from tierwise.core.episode import Decision, Episode, FailureKind
 from tierwise.core.money import Usage
 from tierwise.core.request import Hints, Payer
 
+CLAIM_S = 86_400  # how long an idempotency key is remembered
+
+
+class Claim(msgspec.Struct, frozen=True):
+    """Who has an idempotency key: the request's decision, and what its body was."""
+
+    decision: str
+    fingerprint: str
+
 
 class Ledger(Protocol):
     """Holds money before it is spent and takes it after. A refusal holds nothing anywhere."""
@@ -52,6 +61,15 @@ class Ledger(Protocol):
 
     def reload(self, budgets: tuple[Budget, ...]) -> None:
         """Other budgets from now on. Those with the scope, match and window of an old one keep what was spent."""
+        ...
+
+    async def claim(self, payer: Payer, key: str, fingerprint: str, decision: str) -> Claim | None:
+        """Take an idempotency key for one request, as durably as a hold. None: it is taken now. Else who has it, until
+        CLAIM_S after it was taken; nothing changes then. Each payer's keys are its own."""
+        ...
+
+    def finish(self, payer: Payer, key: str, decision: str, *, charged: bool) -> None:
+        """The request that took this key is over. Nothing was charged: the key is free again. Returns at once."""
         ...
 
     async def drain(self) -> None:

@@ -34,11 +34,11 @@ def refusal(episode: Episode, candidates: dict[str, Candidate]) -> Refuse:
 
 
 def _money(denied: list[Denied]) -> Refuse:
-    """The last denial tells the state of the budgets as it is now."""
-    denial = denied[-1].denial
-    code = denial.code if denial.code in ("held_by_others", "step_limit") else "budget_exceeded"
+    """The last denial tells the state of the budgets as it is now. That a model has no bound is told only when no other
+    model was too dear: money may come back."""
+    denial = next((event.denial for event in reversed(denied) if event.denial.code != "unbounded"), denied[-1].denial)
     return Refuse(
-        code,
+        denial.code,
         (
             ("scope", denial.scope),
             ("limit_nano", denial.limit_nano),
@@ -46,5 +46,6 @@ def _money(denied: list[Denied]) -> Refuse:
             ("held_nano", denial.held_nano),
             ("resets_at_s", denial.resets_at_s),
             ("affordable_nano", denial.affordable_nano),
+            *((("limit", denial.limit), ("used", denial.used)) if denial.limit is not None else ()),
         ),
     )

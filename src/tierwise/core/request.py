@@ -60,6 +60,8 @@ class Prompt(msgspec.Struct, frozen=True, kw_only=True):
     searches: int = 0  # that the provider may make for this request, and bill
     reasoning_tokens: int = 0  # the thinking budget asked for, where the API adds it to max_tokens; else 0
     n: int = 1
+    replied: bool = False  # the model has spoken in this conversation before
+    tail_hash: str = ""  # of the last calls of tools, or else the last reply, and of all that came after
 
 
 class Features(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -94,6 +96,9 @@ class Features(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     searches: int = 0
     reasoning_tokens: int = 0
     n: int = 1
+    references: int = 0  # to files of unknown length: what they cost has no bound
+    replied: bool = False
+    tail_hash: str = ""  # equal when an agent asks again after the same step with the same result
     keywords: tuple[str, ...] = ()  # those of the policy's keywords that the prompt contains
 
 
@@ -126,6 +131,7 @@ class Payer(msgspec.Struct, frozen=True, omit_defaults=True):
     team: str = ""
     organisation: str = ""
     tags: tuple[tuple[str, str], ...] = ()
+    within: tuple[str, ...] = ()  # the keys that made this key, one after the other: their limits cover it
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True):

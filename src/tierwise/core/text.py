@@ -10,6 +10,7 @@ import functools
 import hashlib
 import math
 from collections.abc import Iterable
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -41,7 +42,6 @@ for _codes, _kind in (
 ):
     for _code in _codes:
         _KIND[_code] = _kind
-_MARKS_KINDS = (_BULLET, _SYMBOL, _SIGN)
 _WORDS = bytes(code if code >= 128 or chr(code).isalnum() else 32 for code in range(256))
 # What separates words outside ASCII and is common enough to matter: quotes, dashes, inverted and full-width marks.
 _MARKS = "¿¡«»“”„‘’–—…•·、。，！？：；（）「」『』【】؟،।\u00a0\u3000"
@@ -98,22 +98,14 @@ class Counts(msgspec.Struct, frozen=True):
 def count(text: str) -> Counts:
     """Tokens of a text, estimated for a modern byte-pair tokenizer, and what it was made from. Any str is fine."""
     data = text.encode("utf-8", "surrogatepass")
-    alone, pairs = _kinds(data)
-    letters = alone[_SMALL] + alone[_CAPS]
-    run_count = letters - sum([pairs[before][_SMALL] + pairs[before][_CAPS] for before in (_SMALL, _CAPS, _BEYOND)])
-    digit_runs = alone[_NUMERAL] - pairs[_NUMERAL][_NUMERAL]
-    marks = alone[_BULLET] + alone[_SYMBOL] + alone[_SIGN]
-    mark_runs = marks - sum([pairs[before][after] for before in _MARKS_KINDS for after in _MARKS_KINDS])
-    lines, indents = alone[_END] - pairs[_END][_END], pairs[_END][_BLANK]
-    items = pairs[_END][_BULLET] + pairs[_END][_NUMERAL]
-    capitals, symbols = alone[_CAPS], alone[_SYMBOL]
+    letters, run_count, capitals, digits, digit_runs, marks, mark_runs, symbols, lines, indents, items = _counted(data)
     tokens = (
         _RUN * run_count
         + _LETTER * letters
         + _LONG * max(0, letters - _LONG_RUN * run_count)
         + _CAPITAL * capitals
         + _DIGIT_RUN * digit_runs
-        + _DIGIT * alone[_NUMERAL]
+        + _DIGIT * digits
         + _MARK_RUN * mark_runs
         + _MARK * marks
         + _LINE * lines
@@ -127,16 +119,55 @@ def count(text: str) -> Counts:
     return Counts(tokens, digit_runs, lines, indents, items, capitals, letters, symbols, leads)
 
 
-def _kinds(data: bytes) -> tuple[list[int], list[list[int]]]:
-    """How many bytes of each kind, and how often each kind follows each: all runs and line beginnings in one pass."""
-    kinds = _kind_table()[np.frombuffer(b"\0" + data, np.uint8)]
-    follows = np.bincount(kinds[:-1] * _KINDS + kinds[1:], minlength=_KINDS * _KINDS).reshape(_KINDS, _KINDS)
-    return follows.sum(axis=0).tolist(), follows.tolist()
+def _counted(data: bytes) -> list[int]:
+    """Everything that is counted, in the order of `_WHAT`: how often each kind of byte follows each says it all, runs
+    and line beginnings included, in one pass."""
+    kinds, what = _tables()
+    told = kinds[np.frombuffer(b"\0" + data, np.uint8)]
+    follows = np.bincount(told[:-1] * _KINDS + told[1:], minlength=_KINDS * _KINDS)
+    counted: list[int] = (follows @ what).tolist()
+    return counted
+
+
+_LETTERS, _MARKS_KINDS = (_SMALL, _CAPS), (_BULLET, _SYMBOL, _SIGN)
+_ALL = tuple(range(_KINDS))
+# (kinds before, kinds after) that count one; of runs, those that begin one.
+_WHAT: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...] = (
+    (_ALL, _LETTERS),
+    (tuple(kind for kind in _ALL if kind not in (*_LETTERS, _BEYOND)), _LETTERS),
+    (_ALL, (_CAPS,)),
+    (_ALL, (_NUMERAL,)),
+    (tuple(kind for kind in _ALL if kind != _NUMERAL), (_NUMERAL,)),
+    (_ALL, _MARKS_KINDS),
+    (tuple(kind for kind in _ALL if kind not in _MARKS_KINDS), _MARKS_KINDS),
+    (_ALL, (_SYMBOL,)),
+    (tuple(kind for kind in _ALL if kind != _END), (_END,)),
+    ((_END,), (_BLANK,)),
+    ((_END,), (_BULLET, _NUMERAL)),
+)
 
 
 @functools.cache
-def _kind_table() -> np.ndarray[tuple[int], np.dtype[np.uint8]]:
-    return np.frombuffer(bytes(_KIND), np.uint8)
+def _tables() -> tuple[np.ndarray[Any, np.dtype[np.uint8]], np.ndarray[Any, np.dtype[np.int64]]]:
+    """The kind of each byte, and which pairs of kinds count for what."""
+    what = np.zeros((_KINDS * _KINDS, len(_WHAT)), np.int64)
+    for column, (before, after) in enumerate(_WHAT):
+        for first in before:
+            what[[first * _KINDS + second for second in after], column] = 1
+    return np.frombuffer(bytes(_KIND), np.uint8), what
+
+
+def single_spaced(folded: str) -> str:
+    """The words with one space between them, whatever stood there: `" ".join(folded.split())`, sooner."""
+    if not folded.isascii():
+        return " ".join(folded.split())
+    data = folded.encode().translate(_ONE_SPACE)
+    while b"  " in data:  # each time round halves the longest run
+        data = data.replace(b"  ", b" ")
+    return data.strip(b" ").decode()
+
+
+_ONE_SPACE = bytes(32 if chr(code).isspace() and code < 128 else code for code in range(256))
 
 
 def words(folded: str) -> list[str]:

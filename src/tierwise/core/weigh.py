@@ -9,7 +9,7 @@ import msgspec
 from tierwise.core.catalogue import Catalogue, Model
 from tierwise.core.episode import Episode, Range
 from tierwise.core.estimate import estimate_all
-from tierwise.core.money import TOKENS_PER_PRICE, Usage, cost_nano
+from tierwise.core.money import TOKENS_PER_PRICE, Service, Usage, cost_nano
 from tierwise.core.policy import Amounts
 from tierwise.core.snapshot import Snapshot
 
@@ -76,9 +76,31 @@ def worst_case_nano(model: Model, episode: Episode, ceiling: int, added_tokens: 
     if features.audio:
         read = max(read, rates.input_audio_tokens)
     written = max(rates.output_tokens, rates.reasoning_tokens, rates.output_audio_tokens)
-    output = 0 if model.kind == "embedding" else (ceiling + features.reasoning_tokens) * features.n
+    output = _written(model, episode, ceiling)
     total = bound * read + output * written + features.searches * rates.web_searches
     return -(-total // TOKENS_PER_PRICE) + rates.request_nano
+
+
+def worst_case_tokens(model: Model, episode: Episode, ceiling: int, added_tokens: int = 0) -> int:
+    """The most that one call can read and write."""
+    return episode.features.input_bound_tokens + added_tokens + _written(model, episode, ceiling)
+
+
+def is_bounded(model: Model, episode: Episode, worst_case_nano: int) -> bool:
+    """Whether the worst case promises anything: not without a price, nor when the request names files whose length
+    nobody knows, unless every token is free."""
+    return model.price is not None and (worst_case_nano == 0 or not episode.features.references)
+
+
+def ceiling_within(episode: Episode, tokens: int, added_tokens: int = 0) -> int:
+    """The highest ceiling with which a call reads and writes no more than these tokens; below 1 when there is none."""
+    features = episode.features
+    return (tokens - features.input_bound_tokens - added_tokens) // features.n - features.reasoning_tokens
+
+
+def _written(model: Model, episode: Episode, ceiling: int) -> int:
+    features = episode.features
+    return 0 if model.kind == "embedding" else (ceiling + features.reasoning_tokens) * features.n
 
 
 def affordable_tokens(model: Model, episode: Episode, amount_nano: int, added_tokens: int = 0) -> int:
@@ -135,11 +157,12 @@ def _bare(name: str) -> str:
     return name.rsplit("/", 1)[-1].removesuffix(":latest").casefold()
 
 
-def charged_nano(model: Model, episode: Episode, usage: Usage) -> int | None:
-    """What this usage costs on this model at the time the episode began; None when it is unpriced."""
+def charged_nano(model: Model, episode: Episode, usage: Usage, service: Service | None = None) -> int | None:
+    """What this usage costs on this model at the time the episode began, at the class of service that it was served at,
+    or else the one that was asked for; None when it is unpriced."""
     if model.price is None:
         return None
-    return cost_nano(usage, model.price.rates(episode.at_s, usage.prompt_tokens, episode.service))
+    return cost_nano(usage, model.price.rates(episode.at_s, usage.prompt_tokens, service or episode.service))
 
 
 def _dearest_nano(snapshot: Snapshot, episode: Episode, output_tokens: int) -> int:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from itertools import zip_longest
+
+from tierwise.core.budget import Lambda
 from tierwise.core.episode import Candidate, Fact, Reason
 
 # Why a model was dropped, or passed over, or chosen.
@@ -29,6 +32,11 @@ WHY_NOT = {
     "too_slow": "it is expected to take longer than the caller allows",
     "failed": "it failed",
     "step_limit": "the session or workflow has no steps left",
+    "loop_stopped": "the session or workflow repeats itself",
+    "deadline_passed": "the session or workflow has taken too long",
+    "call_limit": "no calls are left under a limit",
+    "parallel_limit": "as many calls as are allowed at once are under way",
+    "unbounded": "nobody knows what it can cost at most, and a hard budget is above it",
     "retry_budget": "its provider fails too much to be asked again now",
     "cannot_be_paid": "its worst case is more than the budget can hold",
     "dearer_fallback": "the policy does not fall back to dearer models",
@@ -82,6 +90,24 @@ def candidate_text(candidate: Candidate) -> str:
     words = WHY_NOT.get(candidate.code, candidate.code)
     shown = ", ".join(f"{name} {value}" for name, value in candidate.facts if name != "over_nano")
     return f"{words} ({shown})" if shown else words
+
+
+def money_text(money: Lambda) -> str:
+    """Which budgets made money dear, and how they stand, the dearest first; "" when none did."""
+    if money.value <= 1.0:
+        return ""
+    found = sorted(zip_longest(money.causes, money.shares), key=lambda pair: -pair[0][1])
+    said = [_cause_text(label, price, shares, alone=len(found) == 1) for (label, price), shares in found]
+    return f"money counts {money.value:.3g} times (λ)" + (f": {'; '.join(said)}" if said else "")
+
+
+def _cause_text(label: str, price: float, shares: tuple[float, float | None] | None, *, alone: bool) -> str:
+    own = "" if alone else f" (λ {price:.3g})"
+    if shares is None:  # an episode from before they were kept
+        return f"the budget {label} is dear{own}"
+    used, planned = shares
+    plan = "" if planned is None else f", {planned:.1%} was planned by now"
+    return f"{used:.1%} of the budget {label} is spent or held{plan}{own}"
 
 
 class _Facts(dict[str, Fact]):

@@ -11,17 +11,23 @@ import logging
 import math
 import time
 from collections.abc import Coroutine
+from hashlib import blake2b
+from typing import TYPE_CHECKING
 
 import msgspec
 
+from tierwise.core.attempt import HELPER_CHARACTERS
 from tierwise.core.budget import Charge, Denial, Hold
 from tierwise.core.catalogue import Model
 from tierwise.core.episode import Call, Episode, Failed, FailureKind, Serve
-from tierwise.core.money import Usage
+from tierwise.core.money import Service, Usage
 from tierwise.core.ports import Departure, Ledger, UpstreamError
 from tierwise.core.snapshot import Snapshot
 from tierwise.core.weigh import billed_model, charged_nano
 from tierwise.routing.tokens import count
+
+if TYPE_CHECKING:
+    from tierwise.routing.books import Books
 
 _log = logging.getLogger("tierwise")
 _FASTEST = 4.0  # times the usual speed of a model
@@ -56,11 +62,39 @@ class Paid(msgspec.Struct, frozen=True, kw_only=True):
     billed: str
 
 
-class Attempt:
-    """The money of one call, from its hold to its settlement. `close*` may be called twice; the first one counts."""
+# How the id of a session begins that nobody named, but that was read from a conversation's first words.
+DERIVED = "auto-"
 
-    def __init__(self, ledger: Ledger, snapshot: Snapshot, episode: Episode, call: Call, number: int) -> None:
+
+def fingerprint(episode: Episode) -> str:
+    """What a loop detector compares: equal when the same is asked after the same step with the same result, however
+    long the conversation has grown. "" for what is no step of an agent: embeddings, and the first request of a
+    conversation that no caller named, since strangers who begin alike are not one who repeats himself."""
+    features, hints = episode.features, episode.hints
+    named = bool(hints.workflow) or not (hints.session or DERIVED).startswith(DERIVED)
+    if not features.tail_hash or not (named or features.replied):
+        return ""
+    return blake2b(f"{features.template_hash} {features.tail_hash}".encode(), digest_size=12).hexdigest()
+
+
+class Attempt:
+    """The money of one call, from its hold to its settlement. `close*` may be called twice; the first one counts.
+
+    `stepped`: an earlier call of this request has made its step. `counted`: this one reached a model, and was one."""
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        books: Books,
+        snapshot: Snapshot,
+        episode: Episode,
+        call: Call,
+        number: int,
+        *,
+        stepped: bool = False,
+    ) -> None:
         self.ledger = ledger
+        self.books = books
         self.snapshot = snapshot
         self.episode = episode
         self.call = call
@@ -70,9 +104,11 @@ class Attempt:
         self.departure = Departure()
         self.dispatched = False
         self.closed = False
+        self.stepped = stepped
+        self.counted = False
 
     async def hold(self) -> Denial | None:
-        hints = self.episode.hints
+        hints, call = self.episode.hints, self.call
         denial = await self.ledger.hold(
             Hold(
                 id=self.id,
@@ -80,25 +116,58 @@ class Attempt:
                 session=hints.session or "",
                 workflow=hints.workflow or "",
                 model=self.model.id,
-                amount_nano=self.call.worst_case_nano,
+                amount_nano=call.worst_case_nano,
                 at_s=self.episode.at_s,
+                tokens=call.tokens,
+                steps=0 if self.stepped else 1,
                 request_limit_nano=hints.max_cost_nano,
                 request=self.episode.id,
+                fingerprint=fingerprint(self.episode),
+                bounded=call.bounded,
+                least_nano=charged_nano(self.model, self.episode, self.read()) or 0,
+                snapshot=self.episode.snapshot,
             )
         )
         self.closed = denial is not None
         return denial
 
-    def paid(self, usage: Usage, served: str) -> Paid:
-        """What this usage costs at the price of the model that ran. Settles it."""
+    def read(self) -> Usage:
+        """What the provider reads when it is called, as we count it."""
+        return Usage(input_tokens=self.expected_input, estimated=True)
+
+    @property
+    def expected_input(self) -> int:
+        """Tokens of the prompt, as this model makes them; of a helper's, no more than it is shown."""
+        tokens = self.episode.features.input_tokens
+        if not isinstance(self.call.about, Serve):
+            tokens = min(tokens, HELPER_CHARACTERS)
+        return self.books.ratios.expected(self.model.id, tokens)
+
+    def paid(self, usage: Usage, served: str, service: Service | None = None) -> Paid:
+        """What this usage costs at the price of the model that ran, at the class of service it ran at. Settles it."""
         billed = billed_model(self.snapshot.catalogue, self.model, served)
-        cost = charged_nano(billed, self.episode, usage)
+        cost = charged_nano(billed, self.episode, usage, service)
+        if not usage.estimated and billed is self.model:
+            self._learn(usage)
         self._close(
             Charge(
                 cost_nano=cost or 0, usage=usage, billed=billed.id, kind="estimated" if usage.estimated else "reported"
             )
         )
         return Paid(usage=usage, cost_nano=cost, billed=billed.id)
+
+    def checkpoint(self, usage: Usage) -> None:
+        """So much has been used of it for certain."""
+        cost = charged_nano(self.model, self.episode, usage)
+        if cost and not self.closed:
+            self.ledger.checkpoint(self.id, cost)
+
+    def _learn(self, usage: Usage) -> None:
+        """Of plain text only: what a picture or a file counts is no matter of tokenizers."""
+        features = self.episode.features
+        if isinstance(self.call.about, Serve) and not self.call.about.drafts:
+            if not (features.images or features.audio or features.documents or features.references):
+                self.books.ratios.learn(self.model.id, features.input_tokens, usage.prompt_tokens)
 
     def release(self) -> None:
         """Nothing was used, or nothing that a provider bills."""
@@ -117,8 +186,7 @@ class Attempt:
             self.release()
             return 0
         if kind == "garbled":
-            usage = Usage(input_tokens=self.episode.features.input_tokens, estimated=True)
-            return self.paid(usage, "").cost_nano or 0
+            return self.paid(self.read(), "").cost_nano or 0
         if kind in ("timeout", "cut", "too_large"):
             return self.worst()
         self.release()
@@ -141,21 +209,33 @@ class Attempt:
         features = self.episode.features
         ceiling = self.call.max_tokens or features.max_tokens or self.model.max_output_tokens
         fastest = math.ceil((time.monotonic() - self.began) * self.model.tokens_per_second * _FASTEST)
-        return Usage(
-            input_tokens=features.input_tokens, output_tokens=min(ceiling, fastest) * features.n, estimated=True
-        )
+        return Usage(input_tokens=self.expected_input, output_tokens=min(ceiling, fastest) * features.n, estimated=True)
 
     def _close(self, charge: Charge) -> None:
-        if not self.closed:
-            self.closed = True
-            self.ledger.settle(self.id, charge)
+        if self.closed:
+            return
+        self.closed = True
+        self.counted = charge.kind != "released"
+        self.ledger.settle(self.id, charge)
+        excess = charge.cost_nano - self.call.worst_case_nano
+        if excess > 0 and self.call.bounded:
+            what = f"decision {self.episode.id}: a call of {self.model.id}"
+            self.books.overspent(what, excess, self.ledger.balances(self.episode.payer, self.episode.hints))
 
 
-async def counted(attempt: Attempt, output: str, prompt_tokens: int | None = None) -> Usage:
-    """Our own count of an attempt whose provider did not say."""
-    features = attempt.episode.features
-    read = features.input_tokens if prompt_tokens is None else prompt_tokens
-    return Usage(input_tokens=read, output_tokens=await count(output), estimated=True)
+async def counted(attempt: Attempt, usage: Usage | None, output: str) -> Usage:
+    """What the provider says was used. Where it says nothing, or nothing of what it read or wrote, our own count stands
+    for that: nobody answers for nothing."""
+    read, wrote = (usage.prompt_tokens, usage.completion_tokens) if usage is not None else (0, 0)
+    said = usage if usage is not None else Usage()
+    if read and (wrote or not output):
+        return said
+    return msgspec.structs.replace(
+        said,
+        input_tokens=said.input_tokens if read else attempt.expected_input,
+        output_tokens=said.output_tokens if wrote else await count(output),
+        estimated=True,
+    )
 
 
 def failed_event(attempt: Attempt, error: UpstreamError, after_ms: int) -> Failed:

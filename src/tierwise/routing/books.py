@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import time
+from collections.abc import Iterable
 
 import msgspec
 
+from tierwise.core.budget import Balance
 from tierwise.core.episode import Failed
+from tierwise.core.money import usd_text
 from tierwise.core.ports import Journal, Record, Status, UpstreamError
 from tierwise.routing.attempts import Errands
 from tierwise.routing.health import Health
+from tierwise.routing.ratios import Ratios
 from tierwise.routing.tally import Tally
 from tierwise.routing.trace import Trace
+
+_log = logging.getLogger("tierwise")
+ALERT_S = 60.0  # between two lines about the same budget
+ALERTS_KEPT = 1_000
 
 
 class Books:
@@ -23,6 +33,8 @@ class Books:
         self.tally = Tally()
         self.health = Health()
         self.errands = Errands()
+        self.ratios = Ratios()
+        self._alerts: dict[tuple[str, str, str], float] = {}  # budget -> when it was last told of
         self.in_flight = 0
         self._idle = asyncio.Event()
         self._idle.set()
@@ -31,6 +43,27 @@ class Books:
         """Count a failure, before or after the first byte, and let the model rest when it fails too much."""
         self.health.failed(model, error.kind, error.retry_after_ms, error.message)
         self.tally.failed(model, error.kind)
+
+    def overspent(self, what: str, excess_nano: int, budgets: Iterable[Balance]) -> None:
+        """A provider billed more than was held: counted, and told at most once a minute for each budget. The ledger has
+        charged it in full, so a hard budget that it broke is closed."""
+        self.tally.overages += 1
+        self.tally.overage_nano += excess_nano
+        now, fresh = time.monotonic(), []
+        for each in budgets:
+            key = (each.scope, each.window, each.subject)
+            if each.limit_nano is not None and now - self._alerts.get(key, -ALERT_S) >= ALERT_S:
+                self._alerts[key] = now
+                fresh.append(f"{each.scope} budget ({each.window}, {usd_text(each.limit_nano)} USD)")
+        if len(self._alerts) > ALERTS_KEPT:
+            self._alerts = {key: told for key, told in self._alerts.items() if now - told < ALERT_S}
+        if fresh:
+            _log.warning(
+                "%s was billed %s USD above what was held; charged in full to: %s",
+                what,
+                usd_text(excess_nano),
+                ", ".join(fresh),
+            )
 
     def enter(self) -> None:
         self.in_flight += 1

@@ -19,10 +19,9 @@ from tierwise.core.names import check_selectors, meaning
 from tierwise.core.ports import Ledger
 from tierwise.core.request import Features, Payer, Request
 from tierwise.core.snapshot import Snapshot
+from tierwise.routing.attempts import DERIVED
 
 _log = logging.getLogger("tierwise")
-# How the id of a session begins that nobody named, but that was read from a conversation's first words.
-DERIVED = "auto-"
 
 
 def open_episode(
@@ -83,6 +82,9 @@ def _features(request: Request, snapshot: Snapshot) -> Features:
             input_tokens=prompt.size_bytes // 4 + 1,
             input_bound_tokens=prompt.size_bytes + 1,
             max_tokens=prompt.max_tokens,
+            references=prompt.references,
+            replied=prompt.replied,
+            tail_hash=prompt.tail_hash,
         )
 
 

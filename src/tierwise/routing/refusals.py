@@ -32,9 +32,15 @@ def refusal_error(
             error = _no_eligible(candidates)
         case "not_granted":
             error = Forbidden("this key may not use any of the models that this policy leads to", code="policy_forbids")
-        case "budget_exceeded" | "held_by_others" | "step_limit":
+        case "budget_exceeded" | "held_by_others" | "credit_exhausted":
             error = _money(refuse.code, facts, budget_status)
             error.metadata |= _room(snapshot, episode, candidates, facts)
+        case "token_limit" | "call_limit" | "parallel_limit":
+            error = _rate(refuse.code, facts, budget_status, episode.at_s)
+        case "step_limit" | "loop_stopped" | "deadline_passed":
+            error = _stopped(refuse.code, facts)
+        case "unbounded":
+            error = _unbounded(snapshot, episode, facts)
         case "all_resting":
             error = _resting(facts, candidates, health)
         case "upstream_rejected":
@@ -56,32 +62,95 @@ def _no_eligible(candidates: tuple[Candidate, ...]) -> RequestError:
     )
 
 
-def _money(code: str, facts: dict[str, Any], budget_status: int) -> RequestError:
-    limit, scope = facts.get("limit_nano"), facts.get("scope") or "request"
-    metadata = {
-        "scope": scope,
+def _known(facts: dict[str, Any]) -> dict[str, Any]:
+    """Of a limit: whose it is, how much it is, how much of it is used and when it begins anew."""
+    found = {
+        "scope": facts.get("scope") or "request",
         **{f"{name}_usd": _usd(facts.get(f"{name}_nano")) for name in ("limit", "spent", "held", "affordable")},
         "resets_at": facts.get("resets_at_s"),
     }
+    return found | {name: facts[name] for name in ("limit", "used") if facts.get(name) is not None}
+
+
+def _money(code: str, facts: dict[str, Any], budget_status: int) -> RequestError:
+    limit, scope = facts.get("limit_nano"), facts.get("scope") or "request"
     of = f" of {usd_text(limit)} USD" if isinstance(limit, int) else ""
+    whose = "prepaid balance" if scope == "credit" else f"{scope} budget{of}"
     if code == "held_by_others":
         return Refused(
-            f"the {scope} budget{of} is held by requests in flight; try again shortly",
+            f"the {whose} is held by requests in flight; try again shortly",
             code=code,
             status=429,
-            metadata=metadata,
+            metadata=_known(facts),
             retry_after_s=1,
         )
-    if code == "step_limit":
-        return Refused(
-            f"this {scope} has used all its steps", code=code, status=402, metadata=metadata, should_retry=False
-        )
+    last = "have it topped up" if scope == "credit" else "wait for the budget to reset"
     return Refused(
-        f"the {scope} budget{of} does not cover this request's worst case; lower max_tokens, shorten the prompt, "
-        "or wait for the budget to reset",
+        f"the {whose} does not cover this request's worst case; lower max_tokens, shorten the prompt, or {last}",
         code=code,
         status=budget_status,
-        metadata=metadata,
+        metadata=_known(facts),
+        should_retry=False,
+    )
+
+
+_RATES = {"token_limit": "tokens", "call_limit": "calls", "parallel_limit": "calls at once"}
+LONGEST_RETRY_S = 60  # no client should be told to try again by itself after more than this
+
+
+def _rate(code: str, facts: dict[str, Any], budget_status: int, at_s: int) -> RequestError:
+    """Limits that time mends, unless they are for a lifetime or less than this one request may need."""
+    scope, limit, used, resets = (facts.get(name) for name in ("scope", "limit", "used", "resets_at_s"))
+    said = f"the {scope} limit of {limit} {_RATES[code]} "
+    wait_s = 1 if code == "parallel_limit" else max(1, resets - at_s) if resets is not None else None
+    if wait_s is None or (code == "token_limit" and not used):
+        what = "does not cover what this request may use" if code == "token_limit" else "is used up"
+        return Refused(
+            f"{said}{what}; lower max_tokens or shorten the prompt"
+            if code == "token_limit"
+            else f"{said}{what}, and it does not reset",
+            code=code,
+            status=budget_status if wait_s is None else 429,
+            metadata=_known(facts),
+            should_retry=False,
+        )
+    what = "is reached" if code == "parallel_limit" else f"is reached ({used} used or held)"
+    return Refused(
+        f"{said}{what}; try again in {wait_s} s",
+        code=code,
+        status=429,
+        metadata=_known(facts),
+        retry_after_s=wait_s,
+        should_retry=None if wait_s <= LONGEST_RETRY_S else False,
+    )
+
+
+def _stopped(code: str, facts: dict[str, Any]) -> RequestError:
+    """An agent that has to stop, or at least to do something else."""
+    scope, limit, used = (facts.get(name) for name in ("scope", "limit", "used"))
+    said = {
+        "step_limit": f"this {scope} has used all its {limit} steps; begin a new {scope} or stop",
+        "loop_stopped": f"the same call was made {used} times in this {scope}, one after the other or in turn with "
+        "another, with the same result; change the request or stop",
+        "deadline_passed": f"this {scope} began {used} s ago and may take {limit} s; begin a new {scope} or stop",
+    }[code]
+    return Refused(said, code=code, status=402, metadata=_known(facts), should_retry=False)
+
+
+def _unbounded(snapshot: Snapshot, episode: Episode, facts: dict[str, Any]) -> RequestError:
+    asked = [event.model for event in episode.events if isinstance(event, Denied)]
+    unpriced = [id for id in dict.fromkeys(asked) if (m := snapshot.catalogue.models.get(id)) and m.price is None]
+    if unpriced:
+        why = f"{', '.join(unpriced)} has no price, so nobody knows what it costs"
+        mend = "set its price"
+    else:
+        why = "the request names a file whose length nobody knows, so its cost has no bound"
+        mend = "send the file's content"
+    return Forbidden(
+        f"{why}, and the {facts.get('scope') or 'request'} budget is a hard one; {mend}, or give the budget "
+        "reserve_usd, what such a call may hold",
+        code="unbounded",
+        metadata={**_known(facts), "models": unpriced},
         should_retry=False,
     )
 

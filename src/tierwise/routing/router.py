@@ -16,7 +16,7 @@ import msgspec
 
 from tierwise import wire
 from tierwise.core.attempt import HELPER_TOKENS
-from tierwise.core.budget import Denial
+from tierwise.core.budget import Balance, Denial, Lambda
 from tierwise.core.catalogue import Model, Provider
 from tierwise.core.decide import decide
 from tierwise.core.episode import (
@@ -36,16 +36,17 @@ from tierwise.core.episode import (
 from tierwise.core.errors import Closed, RequestError, Unknown
 from tierwise.core.policy import Cascade
 from tierwise.core.ports import Feedback, Incoming, Journal, Ledger, Outgoing, Record, Upstream, UpstreamError
-from tierwise.core.request import Payer, Request
+from tierwise.core.request import Hints, Payer, Request
 from tierwise.core.snapshot import Snapshot, dump
 from tierwise.routing.attempts import Attempt, counted, failed_event, since_ms
 from tierwise.routing.books import Books
 from tierwise.routing.door import open_episode
 from tierwise.routing.health import Health
 from tierwise.routing.helpers import Answers, cache_key, question, read_answer, read_score
+from tierwise.routing.idempotency import Once
 from tierwise.routing.refusals import refusal_error
 from tierwise.routing.streams import Streamed
-from tierwise.routing.trace import Trace
+from tierwise.routing.trace import Trace, least_left
 from tierwise.wire.contract import Garbled, Reply, Sent, Shape
 
 _log = logging.getLogger("tierwise")
@@ -119,6 +120,11 @@ class Router:
         self.books.end(trace, "dry_run")
         return trace.episode, decision
 
+    def standing(self, payer: Payer, hints: Hints) -> tuple[int, Lambda, tuple[Balance, ...]]:
+        """(the time, the price of money, every budget and credit above this payer), as they are now."""
+        at_s = int(self._now())
+        return at_s, self.ledger.money(payer, hints, at_s), self.ledger.balances(payer, hints)
+
     async def record(self, decision_id: str, payer: Payer = Payer()) -> Record:
         """The record of a decision. Raises Unknown when there is none, or when it is another payer's."""
         found = await self.journal.read(decision_id)
@@ -134,16 +140,24 @@ class Router:
     # -------------------------------------------------------------------------------------------- one request
 
     async def handle(
-        self, request: Request, payer: Payer = Payer(), grants: tuple[str, ...] = ()
+        self,
+        request: Request,
+        payer: Payer = Payer(),
+        grants: tuple[str, ...] = (),
+        once: Once | None = None,
     ) -> Answered | Streamed:
-        """Answer the request. Raises RequestError (in the caller's words) and Closed while draining.
+        """Answer the request. Raises RequestError (in the caller's words) and Closed while draining. `once`: its claim
+        on an idempotency key; whoever made it ends it.
 
         A `Streamed` must be closed on every way out; until then the request counts as in flight."""
         if self._draining:
             raise Closed("the router is shutting down")
         started = time.monotonic()
         snapshot = self._snapshot
-        trace = Trace(snapshot, request, self._open(request, payer, grants, snapshot), started)
+        episode = self._open(request, payer, grants, snapshot)
+        if once is not None:
+            episode = msgspec.structs.replace(episode, id=once.decision)
+        trace = Trace(snapshot, request, episode, started)
         self.books.enter()
         handed_over = False
         try:
@@ -160,6 +174,8 @@ class Router:
             self.books.end(trace, "abandoned", type(error).__name__)
             raise
         finally:
+            if once is not None:
+                once.charged = handed_over or trace.stepped
             if not handed_over:
                 self.books.leave()
 
@@ -227,7 +243,8 @@ class Router:
                     cached=True,
                 )
         # Each call ends in one event, so the number of events numbers the calls, those that were denied as well.
-        attempt = Attempt(self.ledger, trace.snapshot, trace.episode, call, len(trace.episode.events) + 1)
+        number = len(trace.episode.events) + 1
+        attempt = Attempt(self.ledger, self.books, trace.snapshot, trace.episode, call, number, stepped=trace.stepped)
         handed_over = False
         try:
             denial_or_none = await attempt.hold()
@@ -240,6 +257,7 @@ class Router:
         finally:
             if not handed_over:
                 trace.spend(attempt.abandon())
+            trace.stepped = trace.stepped or attempt.counted
 
     async def _ask(self, trace: Trace, attempt: Attempt, replies: dict[int, Reply]) -> Event | Streamed:
         call, model = attempt.call, attempt.model
@@ -309,8 +327,8 @@ class Router:
     async def _replied(
         self, trace: Trace, attempt: Attempt, reply: Reply, began: float, replies: dict[int, Reply]
     ) -> Event:
-        usage = reply.usage if reply.usage is not None else await counted(attempt, reply.output_text)
-        paid = attempt.paid(usage, reply.served)
+        usage = await counted(attempt, reply.usage, reply.output_text)
+        paid = attempt.paid(usage, reply.served, reply.service)
         trace.note_served(attempt.model, reply.served, paid.billed)
         call = attempt.call
         after_ms = since_ms(trace.started)
@@ -357,6 +375,8 @@ class Router:
         replied = trace.episode.events[event]
         assert isinstance(replied, Replied)  # noqa: S101  # `decide` answers with replies only
         trace.delivered(replied)
+        if trace.money.left_nano is not None:
+            trace.left_nano = least_left(self.ledger.balances(trace.episode.payer, trace.episode.hints))
         bill = trace.bill(None)
         stream = trace.request.stream
         body = (wire.deliver_stream if stream else wire.deliver)(trace.request, reply, bill)
@@ -388,4 +408,5 @@ class Router:
         await self.errands.drain()
         await self.ledger.drain()
         await self.upstream.close()
+        await self.ledger.close()
         await self.journal.close()

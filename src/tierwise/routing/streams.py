@@ -13,13 +13,13 @@ import msgspec
 from tierwise import wire
 from tierwise.core.episode import Replied, ReplyFacts, Stop
 from tierwise.core.errors import Refused, RequestError
-from tierwise.core.money import Usage
+from tierwise.core.money import TOKENS_PER_PRICE, Usage
 from tierwise.core.ports import Incoming, Status, UpstreamError
 from tierwise.core.weigh import billed_model, charged_nano
 from tierwise.routing.attempts import Attempt, Paid, since_ms
 from tierwise.routing.books import Books
 from tierwise.routing.tokens import count
-from tierwise.routing.trace import Trace
+from tierwise.routing.trace import Trace, least_left
 from tierwise.wire.contract import Bill, Garbled, Sent
 
 # No tokenizer packs more characters into a token over a long text. A stream that is longer than its ceiling allows even
@@ -29,11 +29,13 @@ _SLACK_CHARACTERS = 4_096
 # Our tokenizer is not the provider's: only a count this far above the ceiling says that the ceiling is ignored.
 _LOOSE = 1.5
 _SLACK_TOKENS = 64
+_LEAST_TOKENS = 8  # that are worth another count
 _CHARACTERS_BEFORE_COUNTING = 2  # for each token of the ceiling; a shorter reply is below it in nearly any language
 # Openings, pings and comments are not the reply: they wait for its first word, so that a provider which breaks off
 # right after them (overloaded ones do) can still be replaced. Never longer than this, and never more than this.
 _HELD_BACK_S = 5.0
 _HELD_BACK_BYTES = 16_384
+CHECKPOINT_S = 1.0  # between two notes to the ledger of what has been streamed
 
 
 class Streamed:
@@ -57,9 +59,22 @@ class Streamed:
         ceiling = attempt.call.max_tokens or trace.episode.features.max_tokens or attempt.model.max_output_tokens
         total = (ceiling + trace.episode.features.reasoning_tokens) * trace.episode.features.n
         self._most_characters = total * _CHARACTERS_PER_TOKEN + _SLACK_CHARACTERS
-        self._most_tokens = int(total * _LOOSE) + _SLACK_TOKENS
+        self._most_tokens = self._paid_tokens(total)
         self._tokens = self._pieces = 0  # counted so far, and in how many pieces
         self._count_at = total * _CHARACTERS_BEFORE_COUNTING
+        self._checkpoint_at = began + CHECKPOINT_S
+
+    def _paid_tokens(self, total: int) -> int:
+        """The tokens, by our count, at which the stream is cut. Where a hard limit is above the payer, what was held
+        pays for them; else they leave room for a tokenizer that differs from ours."""
+        episode, call, model = self.trace.episode, self._attempt.call, self._attempt.model
+        limited = episode.money.left_nano is not None or episode.hints.max_cost_nano is not None
+        if not limited or model.price is None or not call.bounded:
+            return int(total * _LOOSE) + _SLACK_TOKENS
+        read = self._attempt.expected_input
+        rate = model.price.rates(episode.at_s, read, episode.service).output_tokens
+        spare = call.worst_case_nano - (charged_nano(model, episode, self._attempt.read()) or 0)
+        return max(total, spare * TOKENS_PER_PRICE // rate) if rate else int(total * _LOOSE) + _SLACK_TOKENS
 
     async def begin(self) -> None:
         """Wait for the reply's first word. Raises UpstreamError when none comes: until then nothing went to the caller,
@@ -115,6 +130,8 @@ class Streamed:
             chunk = await anext(self._chunks, None)
             if chunk is not None:
                 out = self._relay.feed(chunk)
+                if time.monotonic() >= self._checkpoint_at:
+                    self._checkpoint()
                 if self._relay.meter.output_characters > self._count_at and await self._too_much():
                     return self._break(
                         "the provider went past the ceiling of tokens; the reply was cut", "over_ceiling"
@@ -136,12 +153,17 @@ class Streamed:
         self._end("answered" if complete else "broken", "" if complete else "cut")
         return out
 
+    def _checkpoint(self) -> None:
+        """What is charged at least, should this process die now."""
+        self._checkpoint_at = time.monotonic() + CHECKPOINT_S
+        self._attempt.checkpoint(self._partial(self._relay.meter.output_characters // 4))
+
     async def _too_much(self) -> bool:
         """Whether the ceiling is ignored. Only what is new is counted, and not again before there could be too much."""
         meter = self._relay.meter
         new, self._pieces = meter.pieces[self._pieces :], len(meter.pieces)
         self._tokens += await count("".join(new))
-        room = max(self._most_tokens - self._tokens, _SLACK_TOKENS)
+        room = max(self._most_tokens - self._tokens, _LEAST_TOKENS)
         self._count_at = meter.output_characters + room * _CHARACTERS_BEFORE_COUNTING
         return self._tokens > self._most_tokens or meter.output_characters > self._most_characters
 
@@ -167,8 +189,10 @@ class Streamed:
         self._ended = self._last = True
         self._incoming.close()
         meter = self._relay.meter
-        if meter.done and meter.usage is not None:
-            self._settle(meter.usage, status, code)
+        usage = meter.usage
+        told = usage is not None and usage.prompt_tokens and (usage.completion_tokens or not meter.output_characters)
+        if meter.done and usage is not None and told:
+            self._settle(usage, status, code)
             self._books.leave()
         else:
             # Counting takes a moment, so it is done where the caller's going cannot stop it.
@@ -186,17 +210,14 @@ class Streamed:
     def _partial(self, output_tokens: int) -> Usage:
         """The usage of a stream that did not say its own to the end: what it said of the input, and our count of the
         output, or the provider's where that is higher."""
-        said = self._relay.meter.usage
-        if said is None:
-            return Usage(
-                input_tokens=self.trace.episode.features.input_tokens, output_tokens=output_tokens, estimated=True
-            )
+        said = self._relay.meter.usage or Usage()
+        read = said.input_tokens if said.prompt_tokens else self._attempt.expected_input
         more = max(0, output_tokens - said.completion_tokens)
-        return msgspec.structs.replace(said, output_tokens=said.output_tokens + more, estimated=True)
+        return msgspec.structs.replace(said, input_tokens=read, output_tokens=said.output_tokens + more, estimated=True)
 
     def _settle(self, usage: Usage, status: Status, code: str) -> None:
         meter, call = self._relay.meter, self._attempt.call
-        paid = self._attempt.paid(usage, meter.served)
+        paid = self._attempt.paid(usage, meter.served, meter.service)
         self.trace.note_served(self._attempt.model, meter.served, paid.billed)
         event = Replied(
             at=call.at,
@@ -218,11 +239,15 @@ class Streamed:
 
     def _bill(self, usage: Usage | None, served: str) -> Bill:
         """What the last chunk says of the money. Settled figures are the same, but for streams that tell no usage."""
-        if usage is None:
-            written = self._relay.meter.output_characters // 4 + 1
-            usage = self._partial(written)
+        meter = self._relay.meter
+        if usage is None or not usage.prompt_tokens:
+            usage = self._partial(meter.output_characters // 4 + 1)
         billed = billed_model(self.trace.snapshot.catalogue, self._attempt.model, served)
         cost = charged_nano(billed, self.trace.episode, usage)
+        episode = self.trace.episode
+        if episode.money.left_nano is not None:  # what is still held for this call is about to become its cost
+            balances = self._attempt.ledger.balances(episode.payer, episode.hints)
+            self.trace.left_nano = least_left(balances, self._attempt.call.worst_case_nano - (cost or 0))
         bill = self.trace.bill(Paid(usage=usage, cost_nano=cost, billed=billed.id))
         # A short stream is billed with its first chunk, before the trace knows that this model is the one.
         return msgspec.structs.replace(bill, model=self._attempt.model.id)

@@ -39,6 +39,8 @@ class Tally:
         self.own_ms = Histogram(OWN_MS)
         self.escalations = 0
         self.routing_failures = 0
+        self.overages = 0  # calls that were billed above what was held for them
+        self.overage_nano = 0
 
     def count(self, record: Record) -> None:
         outcome, episode = record.outcome, record.episode

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tierwise.core.budget import Lambda
+from tierwise.core.budget import Balance, Lambda
 from tierwise.core.catalogue import Model
 from tierwise.core.episode import Decision, Denied, Episode, Event, Failed, Replied, Told
 from tierwise.core.money import NANO_PER_USD, Usage
@@ -31,9 +31,11 @@ class Trace:
         self.usage = Usage()
         self.first_token_ms: int | None = None
         self.attempts = 0
+        self.stepped = False  # a call of this request has reached a model
         self.cost_nano: int | None = 0
         self.baseline_nano: int | None = None
         self.reply_text: str | None = None
+        self.left_nano: int | None = None  # what remains to the payer when the reply is whole; see `least_left`
 
     def add(self, event: Event) -> None:
         self.episode = self.episode.then(event)
@@ -77,6 +79,7 @@ class Trace:
             model=self.routed,
             baseline_usd=_usd(baseline),
             saved_usd=_usd(baseline - cost) if baseline is not None and cost is not None else None,
+            budget_remaining_usd=_usd(self.left_nano),
         )
 
     @property
@@ -126,6 +129,24 @@ class Trace:
     def simulated(self) -> bool:
         model = self.snapshot.catalogue.models.get(self.routed)
         return model is not None and self.snapshot.catalogue.providers[model.provider].wire == "simulated"
+
+
+def least_left(balances: tuple[Balance, ...], returned_nano: int = 0) -> int | None:
+    """The least that any hard budget or credit above the payer has left for the next request, once so much of what is
+    held has been given back; None when none has a limit in money."""
+    tightest = tightest_of(balances)
+    return None if tightest is None else max(tightest[0] + returned_nano, 0)
+
+
+def tightest_of(balances: tuple[Balance, ...]) -> tuple[int, Balance] | None:
+    """(what it has left, below zero after an overage; the hard budget or credit that has the least). A limit on single
+    requests is none of them: it is new with each."""
+    room = [
+        (each.limit_nano - each.spent_nano - each.held_nano, each)
+        for each in balances
+        if each.hard and each.limit_nano is not None and each.scope != "request"
+    ]
+    return min(room, key=lambda pair: pair[0], default=None)
 
 
 def _usd(nano: int | None) -> float | None:

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -19,10 +19,13 @@ from tierwise.core.names import meaning, offered
 from tierwise.core.ports import Feedback, Record
 from tierwise.core.request import Request
 from tierwise.core.snapshot import load
+from tierwise.routing.idempotency import HEADER, Once, Replays
 from tierwise.routing.router import Answered, Router
 from tierwise.routing.streams import Streamed
 from tierwise.routing.trace import Trace
-from tierwise.server.auth import ANYONE, Identity, Keyring
+from tierwise.server.admin import DOORS as ADMIN_DOORS
+from tierwise.server.auth import ANYONE, Identity, Keyring, check_route, held_to_policies
+from tierwise.server.balance import Followers, balance
 from tierwise.server.http import (
     CALLER,
     EVENT_STREAM,
@@ -35,13 +38,19 @@ from tierwise.server.http import (
     Send,
     WhileConnected,
     headers_of,
+    lifespan,
     read_body,
     reply,
     reply_json,
 )
+from tierwise.server.limits import limit_headers
 from tierwise.server.metrics import render
+from tierwise.server.once import answer_once
 from tierwise.wire import strict
 from tierwise.wire.contract import Codec
+
+if TYPE_CHECKING:
+    from tierwise.config_registry import Runtime
 
 _log = logging.getLogger("tierwise")
 # A stream to a reader that does not read ends here; the provider's own total deadline is far below.
@@ -59,6 +68,7 @@ class Call(msgspec.Struct, frozen=True):
     caller: Caller
     send: Send
     tail: str = ""  # what follows the door's own path
+    query: bytes = b""
 
 
 Handler = Callable[["App", Call], Awaitable[None]]
@@ -67,13 +77,19 @@ Handler = Callable[["App", Call], Awaitable[None]]
 class App:
     """Holds the router and the keys; both may be swapped while requests run."""
 
-    def __init__(self, router: Router, keys: Keyring, *, body_limit_bytes: int, ready: bool = True) -> None:
+    def __init__(
+        self, router: Router, keys: Keyring, *, body_limit_bytes: int, runtime: Runtime, ready: bool = True
+    ) -> None:
         self.router = router
         self.keys = keys
         self.body_limit_bytes = body_limit_bytes
         self.ready = ready
+        self.runtime = runtime
+        self.rated = False  # some budget limits a rate, so replies may have to tell what is left of it
+        self.followers = Followers()
         self._running: set[asyncio.Task[Any]] = set()  # requests for a model
         self._cutting = False
+        self.replays = Replays()
 
     def cut(self) -> None:
         """End every request that still runs, each with an error that says why. What they used is settled."""
@@ -83,7 +99,7 @@ class App:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
-            await _lifespan(receive, send)
+            await lifespan(receive, send)
             return
         if scope["type"] != "http":  # a websocket: there is nothing to upgrade to
             await send({"type": "websocket.close", "code": 1002})
@@ -116,11 +132,12 @@ class App:
             )
         headers = headers_of(scope)
         identity = self.keys.identify(headers) if path not in OPEN_PATHS else ANYONE
+        check_route(identity, path.removesuffix(tail))
         body = await read_body(scope, headers, receive, self.body_limit_bytes) if scope["method"] == "POST" else b""
-        await door(self, Call(path, headers, body, identity, scope[CALLER], send, tail))
+        await door(self, Call(path, headers, body, identity, scope[CALLER], send, tail, scope.get("query_string", b"")))
 
-    async def fail(self, send: Send, codec: Codec, error: RequestError) -> None:
-        headers: Headers = [JSON]
+    async def fail(self, send: Send, codec: Codec, error: RequestError, more: Headers | None = None) -> None:
+        headers: Headers = [JSON, *(more or [])]
         if error.decision:
             headers.append((b"x-tierwise-decision", error.decision.encode()))
             headers.append((b"x-tierwise-attempts", str(error.attempts).encode()))
@@ -136,30 +153,35 @@ class App:
         """A request for a model: plain, streaming, or only asked about."""
         codec = wire.codec(dialect)
         try:
-            request = codec.read(call.body, call.headers)
+            request = held_to_policies(call.identity, codec.read(call.body, call.headers), self.router.snapshot)
             if request.hints.dry_run:
                 await self.dry(call, request)
                 return
-            await self._answer(call, request)
+            key = call.headers.get(HEADER)
+            await (self.answer(call, request) if key is None else answer_once(self, call, request, key))
         except RequestError as error:
-            await self.fail(call.send, codec, error)
+            limits = limit_headers(self, call.identity.payer) if error.status == 429 else []
+            await self.fail(call.send, codec, error, limits)
         except Closed:
             await self.fail(call.send, codec, draining())
 
-    async def _answer(self, call: Call, request: Request) -> None:
+    async def answer(self, call: Call, request: Request, once: Once | None = None) -> None:
         result: Answered | Streamed | None = None
         task = asyncio.current_task()
         assert task is not None  # noqa: S101  # ASGI handlers run in tasks
         self._running.add(task)
         try:
             with WhileConnected(call.caller, task):
-                result = await self.router.handle(request, call.identity.payer, call.identity.grants)
+                result = await self.router.handle(request, call.identity.payer, call.identity.grants, once)
                 if isinstance(result, Streamed):
-                    await _stream(call.send, result)
+                    await _stream(call.send, result, limit_headers(self, call.identity.payer))
                     return
             if isinstance(result, Answered):
                 kind = EVENT_STREAM if result.event_stream else JSON
-                await reply(call.send, 200, result.body, [kind, *trace_headers(result.trace)])
+                headers = [kind, *trace_headers(result.trace)]
+                if once is not None and not result.event_stream:
+                    once.keep(result.body, headers)
+                await reply(call.send, 200, result.body, [*headers, *limit_headers(self, call.identity.payer)])
         except asyncio.CancelledError:
             if not self._cutting:
                 raise
@@ -182,13 +204,13 @@ def draining() -> RequestError:
     return Refused("this instance is shutting down; try again", code="draining", retry_after_s=1)
 
 
-async def _stream(send: Send, streamed: Streamed) -> None:
+async def _stream(send: Send, streamed: Streamed, limits: Headers) -> None:
     headers = [EVENT_STREAM, (b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")]
     await send(
         {
             "type": "http.response.start",
             "status": 200,
-            "headers": [*headers, *trace_headers(streamed.trace, begun=True)],
+            "headers": [*headers, *trace_headers(streamed.trace, begun=True), *limits],
         }
     )
     try:
@@ -200,16 +222,6 @@ async def _stream(send: Send, streamed: Streamed) -> None:
         _log.warning("decision %s: the stream was not read in %.0f s", streamed.trace.episode.id, STREAM_DEADLINE_S)
         return
     await send({"type": "http.response.body", "body": b""})
-
-
-async def _lifespan(receive: Receive, send: Send) -> None:
-    while True:
-        message = await receive()
-        if message["type"] == "lifespan.startup":
-            await send({"type": "lifespan.startup.complete"})
-        elif message["type"] == "lifespan.shutdown":
-            await send({"type": "lifespan.shutdown.complete"})
-            return
 
 
 # ------------------------------------------------------------------------------------------------ what comes back
@@ -228,9 +240,9 @@ def trace_headers(trace: Trace, *, begun: bool = False) -> Headers:
         found.append((b"x-tierwise-cost-usd", _usd(trace.cost_nano)))
         found.append((b"x-tierwise-baseline-usd", _usd(trace.baseline_nano)))
         found.append((b"x-tierwise-saved-usd", _usd(trace.saved_nano)))
-    if trace.money.left_nano is not None:
-        left = trace.money.left_nano - (0 if begun else trace.cost_nano or 0)
-        found.append((b"x-tierwise-budget-remaining-usd", _usd(max(0, left))))
+    left = trace.money.left_nano if begun else trace.left_nano
+    if left is not None:
+        found.append((b"x-tierwise-budget-remaining-usd", _usd(left)))
     if trace.simulated():
         found.append((b"x-tierwise-simulated", b"true"))
     if trace.lost:
@@ -277,7 +289,8 @@ async def _count(app: App, call: Call) -> None:
 
 async def _route(app: App, call: Call) -> None:
     dialect = "anthropic" if "anthropic-version" in call.headers else "openai_chat"
-    await app.dry(call, wire.codec(dialect).read(call.body, call.headers))
+    request = wire.codec(dialect).read(call.body, call.headers)
+    await app.dry(call, held_to_policies(call.identity, request, app.router.snapshot))
 
 
 async def _models(app: App, call: Call) -> None:
@@ -407,6 +420,8 @@ DOORS: dict[tuple[str, str], Handler] = {
     ("GET", "/models"): _models,
     ("GET", "/models/"): _one_model,
     ("GET", "/decisions/"): _decision,
+    ("GET", "/balance"): balance,
+    **ADMIN_DOORS,
     ("GET", "/healthz"): _healthz,
     ("GET", "/readyz"): _readyz,
     ("GET", "/metrics"): _metrics,

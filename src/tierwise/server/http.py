@@ -102,6 +102,16 @@ def too_large(limit: int) -> BadRequest:
     )
 
 
+async def lifespan(receive: Receive, send: Send) -> None:
+    while True:
+        message = await receive()
+        if message["type"] == "lifespan.startup":
+            await send({"type": "lifespan.startup.complete"})
+        elif message["type"] == "lifespan.shutdown":
+            await send({"type": "lifespan.shutdown.complete"})
+            return
+
+
 async def reply(send: Send, status: int, body: bytes, headers: Headers) -> None:
     """A whole reply at once."""
     await send(

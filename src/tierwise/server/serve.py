@@ -50,6 +50,8 @@ async def serve(
     loop.add_signal_handler(signal.SIGHUP, lambda: _start(errands, _reloaded(reload)))
     if watch is not None:
         _start(errands, watch(lambda: _reloaded(reload)))
+    await app.runtime.refresh()  # what was prepaid counts from the first request on
+    _start(errands, app.runtime.follow())
     serving = loop.create_task(_run(server, host, port))
     try:
         await _until_started(server, serving)
@@ -62,6 +64,7 @@ async def serve(
         server.should_exit = True
         await serving
         await app.router.close()
+        app.runtime.close()
 
 
 def _server(app: App, host: str, port: int) -> uvicorn.Server:

@@ -11,9 +11,11 @@ from collections.abc import Callable
 
 import msgspec
 
-from tierwise.core.budget import Balance, Budget
+from tierwise.core.budget import Balance, Budget, Lambda
+from tierwise.core.keys import budget_id
 from tierwise.core.request import Payer
-from tierwise.stores.windows import NEVER_S, price_of_money, rolling_part, window_of
+from tierwise.stores.traffic import Traffic
+from tierwise.stores.windows import NEVER_S, PACED, price_of_money, rolling_part, window_of
 
 # Callers make sessions, workflows and requests at will, so their accounts are forgotten, the longest unused first,
 # above this number. One with an open hold never is. Whoever returns after that many others begins at zero, unless the
@@ -44,6 +46,8 @@ class Counts(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 Load = Callable[[Key], Counts | None]
+# The account of this key that is in use already, whichever line it came from: two of one key would each be half right.
+Live = Callable[[Key], "Account | None"]
 
 
 class Account:
@@ -80,10 +84,14 @@ class Account:
         return Counts(**{name: getattr(self, name) for name in Counts.__struct_fields__})
 
     def limit(self, limit_nano: int | None) -> None:
-        """Change the limit. Holds that are open keep; the next ones see the new one."""
+        """Change the limit. Holds that are open keep; the next ones see the new one. What was taken while nothing was
+        bounded stays allowed, so that a bound says by itself what an account may have come to."""
         self.limit_nano = limit_nano
-        if limit_nano is not None:
-            self.bound_nano = max(self.bound_nano or 0, limit_nano)
+        if limit_nano is None or not self.line.budget.hard:
+            self.bound_nano = None
+        else:
+            taken = self.posted_nano + self.pending_nano - self.overage_nano
+            self.bound_nano = max(taken if self.bound_nano is None else self.bound_nano, limit_nano, 0)
 
 
 class Standing(msgspec.Struct, frozen=True):
@@ -111,14 +119,18 @@ class Line:
     that it settles into the window that admitted it.
     """
 
-    def __init__(self, budget: Budget, load: Load = lambda key: None, *, credit: bool = False) -> None:
+    def __init__(
+        self, budget: Budget, load: Load = lambda key: None, *, credit: bool = False, live: Live = lambda key: None
+    ) -> None:
         self.budget = budget
         self.load = load
+        self.live = live
         self.credit = credit
         self.label = budget.scope if budget.window == "lifetime" else f"{budget.scope}/{budget.window}"
         self.window = "lifetime" if budget.scope == "request" else budget.window  # a request is its own window
         self.rolling = budget.rolling and self.window != "lifetime"
-        self.id = "credit/" + budget.scope if credit else line_id(budget)
+        self.id = "credit/" + budget.scope if credit else budget_id(budget)
+        self.traffic = Traffic(budget.zone) if self.window in PACED and not self.rolling else None
         self.forgets = budget.scope in MADE_BY_CALLERS
         self.start_s = -NEVER_S
         self.end_s = NEVER_S if self.window == "lifetime" else -NEVER_S
@@ -145,7 +157,8 @@ class Line:
             case "organisation":
                 return (payer.organisation,)
             case "key":
-                return (payer.key,)
+                # A key's own limits are one account for it and for all keys that it made.
+                return (next((value for name, value in budget.match if name == "key"), payer.key),)
             case "session":
                 return (_own(payer, session),) if session else ()
             case "workflow":
@@ -182,16 +195,32 @@ class Line:
         """How a subject stands at `at_s`. Opens no account and moves no window."""
         budget = self.budget
         start_s, end_s = self._window_at(at_s)
-        account = self.accounts.get(subject) or self._loaded(subject, start_s)
-        counted = _summed(account, self._older(subject), start_s) if account is not None else None
+        account, older = self.accounts.get(subject), self._older(subject)
+        if account is None:
+            account, older = self._unopened(subject, start_s, at_s)
+        counted = _summed(account, older, start_s) if account is not None else None
         if account is not None and not self.rolling and account.start_s < start_s:
             counted = None
         limit = budget.limit_nano if not self.credit else (account.limit_nano if account else 0)
         spent, held = (counted.posted_nano, counted.pending_nano) if counted else (0, 0)
-        paced = limit is not None and budget.scope != "request"  # a request at the door has spent nothing
+        plan = self.traffic.planned(start_s, end_s, at_s) if self.traffic is not None and limit is not None else None
+        price = 1.0  # of a request, which has spent nothing at the door, and of what has no limit in money
+        if limit is not None and budget.scope != "request":
+            price = price_of_money(
+                spent + held,
+                limit,
+                start_s,
+                end_s,
+                at_s,
+                window=self.window,
+                rolling=self.rolling,
+                hard=budget.hard,
+                plan=plan,
+            )
         return Balance(
             scope=budget.scope,
             window=self.window,
+            rolling=self.rolling,
             subject=subject,
             credit=self.credit,
             hard=budget.hard,
@@ -199,7 +228,8 @@ class Line:
             spent_nano=spent,
             held_nano=held,
             left_nano=None if limit is None else max(limit - spent - held, 0),
-            price=price_of_money(spent + held, limit, start_s, end_s, at_s) if paced and limit is not None else 1.0,
+            planned_nano=None if plan is None or limit is None else round(plan * limit),
+            price=price,
             steps=budget.steps,
             steps_done=counted.steps if counted else 0,
             tokens=budget.tokens,
@@ -249,30 +279,54 @@ class Line:
             self.older.setdefault(subject, []).append(before)
         elif self.rolling:
             self._recall(subject)
-        found = self._loaded(subject, self.start_s)
+        parts = self.older.get(subject, [])
+        found = next((part for part in parts if part.start_s == self.start_s), None)
+        if found is not None:
+            parts.remove(found)  # it came back with its holds after a restart
+        else:
+            found = self._loaded(subject, self.start_s)
         if found is None:
             limit = None if self.credit else self.budget.limit_nano
-            found = Account(self, subject, self.start_s, Counts(limit_nano=limit, bound_nano=limit))
+            bound = limit if self.budget.hard else None
+            found = Account(self, subject, self.start_s, Counts(limit_nano=limit, bound_nano=bound))
         self.accounts[subject] = found
         if self.forgets:
             self._forget()
         return found
 
     def _loaded(self, subject: str, start_s: int) -> Account | None:
-        """From the store, with today's limit."""
-        counts = self.load((self.id, subject, start_s))
-        if counts is None:
-            return None
-        found = Account(self, subject, start_s, counts)
+        """The one in use, or from the store, with today's limit."""
+        key = (self.id, subject, start_s)
+        found = self.live(key)
+        if found is None:
+            counts = self.load(key)
+            if counts is None:
+                return None
+            found = Account(self, subject, start_s, counts)
+        found.line = self
         if not self.credit:
             found.limit(self.budget.limit_nano)
         return found
 
+    def _unopened(self, subject: str, start_s: int, at_s: int) -> tuple[Account | None, list[Account]]:
+        """(the newest account, those before it) of a subject that nobody has asked to hold since the start."""
+        if not self.rolling:
+            return self._loaded(subject, start_s), []
+        newest_s, _, end_s = rolling_part(self.window, max(at_s, self.start_s))
+        parts = {each.start_s: each for each in self._older(subject)}
+        for part_s in range(start_s, newest_s + 1, end_s - newest_s):
+            part = None if part_s in parts else self._loaded(subject, part_s)
+            if part is not None:
+                parts[part_s] = part
+        found = [parts[part_s] for part_s in sorted(parts)]
+        return (found[-1], found[:-1]) if found else (None, [])
+
     def _recall(self, subject: str) -> None:
         """The older parts of a rolling window that a store still has, after a restart."""
         part = self.end_s - self.start_s
+        there = {each.start_s for each in self.older.get(subject, ())}
         for start_s in range(self.first_s, self.start_s, part):
-            found = self._loaded(subject, start_s)
+            found = self._loaded(subject, start_s) if start_s not in there else None
             if found is not None:
                 self.older.setdefault(subject, []).append(found)
 
@@ -297,12 +351,29 @@ class Line:
                 del self.accounts[subject]
 
 
-def line_id(budget: Budget) -> str:
-    """The same for the same scope, match and window: whoever changes limits keeps what was spent."""
-    match = ",".join(f"{name}={value}" for name, value in budget.match)
-    window = f"rolling {budget.window}" if budget.rolling else budget.window
-    zone = "" if budget.zone == "UTC" or budget.rolling else f"@{budget.zone}"
-    return f"{budget.scope}[{match}]/{window}{zone}"
+def money_of(passes: list[tuple[Line, str]], at_s: int) -> Lambda:
+    """λ is that of the dearest budget that a payer passes through; `causes` are those whose own λ is above 1."""
+    value, left, scope = 1.0, None, ""
+    causes: list[tuple[str, float]] = []
+    shares: list[tuple[float, float | None]] = []
+    for line, subject in passes:
+        if line.budget.limit_nano is None and not line.credit:
+            continue
+        balance = line.balance(subject, at_s)
+        if balance.price > 1.0 and not line.credit:  # a credit has no pace
+            causes.append((line.label, balance.price))
+            shares.append(_shares(balance))
+            value = max(value, balance.price)
+        if balance.hard and balance.left_nano is not None and (left is None or balance.left_nano < left):
+            left, scope = balance.left_nano, "credit" if line.credit else balance.scope
+    return Lambda(value, tuple(causes), left, scope, tuple(shares))
+
+
+def _shares(balance: Balance) -> tuple[float, float | None]:
+    """Of a limit in money: the share that is spent or held, and the share that was planned to be by now."""
+    limit = balance.limit_nano or 1
+    planned = None if balance.planned_nano is None else balance.planned_nano / limit
+    return (balance.spent_nano + balance.held_nano) / limit, planned
 
 
 def _summed(account: Account, older: list[Account], first_s: int) -> Standing:
@@ -334,10 +405,28 @@ def _matches(name: str, value: str, payer: Payer, session: str, workflow: str) -
         case "organisation":
             return payer.organisation == value
         case "key":
-            return payer.key == value
+            return payer.key == value or value in payer.within
         case "session":
             return session == value
         case "workflow":
             return workflow == value
         case _:
             return (name, value) in payer.tags
+
+
+def faults_of(account: Account, pending_nano: int, open_holds: int, entered_nano: int) -> list[str]:
+    """What is wrong with one account, given what its open holds and its entries in memory sum up to."""
+    name = f"{account.line.label} {account.subject!r}"
+    entered = account.carried_nano + entered_nano
+    wrong = []
+    if account.posted_nano != entered:
+        wrong.append(f"{name}: posted {account.posted_nano}, but its entries sum to {entered}")
+    if account.pending_nano != pending_nano or account.open != open_holds:
+        wrong.append(f"{name}: pending {account.pending_nano}, but its open holds sum to {pending_nano}")
+    if account.bound_nano is not None and account.line.budget.hard and not account.line.rolling:
+        over = account.posted_nano + account.pending_nano - account.bound_nano - account.overage_nano
+        if over > 0:
+            wrong.append(f"{name}: {over} nano-dollars above its limit and overage")
+    if account.steps < 0 or account.calls < 0 or account.tokens < 0:
+        wrong.append(f"{name}: {account.steps} steps, {account.calls} calls, {account.tokens} tokens")
+    return wrong

@@ -84,6 +84,14 @@ def repeated(recent: tuple[str, ...], fingerprint: str) -> int:
     return turns
 
 
+def without_last(recent: tuple[str, ...], fingerprint: str) -> tuple[str, ...]:
+    """The last steps without the newest of this kind: its call was never made, so nobody repeated himself."""
+    for place in range(len(recent) - 1, -1, -1) if fingerprint else ():
+        if recent[place] == fingerprint:
+            return recent[:place] + recent[place + 1 :]
+    return recent
+
+
 def denial(refused: Sequence[Refusal], standings: Sequence[Standing], hold: Hold) -> Denial:
     """Of all the accounts that say no, the one that waiting helps least, and among equals the one with the least left.
 

@@ -15,8 +15,8 @@ import msgspec
 from tierwise.core.budget import Balance, Budget, Charge, Denial, Hold, Lambda, Scope
 from tierwise.core.money import MAX_NANO
 from tierwise.core.request import Hints, Payer
-from tierwise.stores.accounts import RECENT_KEPT, Account, Counts, Key, Line, Load, Standing
-from tierwise.stores.admission import amount_of, denial, refusals
+from tierwise.stores.accounts import RECENT_KEPT, Account, Counts, Key, Line, Load, Standing, faults_of, money_of
+from tierwise.stores.admission import amount_of, denial, refusals, without_last
 from tierwise.stores.ledger_rows import Changes, Entry, EntryKind, HoldRow, HoldState
 
 # Entries that the audit in memory sums up one by one; older ones are carried forward as one sum each.
@@ -29,11 +29,12 @@ CREDIT_SCOPES: tuple[Scope, ...] = ("user", "key", "team", "organisation")
 class _Held:
     """An open hold: its row, and the accounts that it stands on."""
 
-    __slots__ = ("accounts", "row")
+    __slots__ = ("accounts", "fingerprint", "row")
 
-    def __init__(self, row: HoldRow, accounts: tuple[Account, ...]) -> None:
+    def __init__(self, row: HoldRow, accounts: tuple[Account, ...], fingerprint: str = "") -> None:
         self.row = row
         self.accounts = accounts
+        self.fingerprint = fingerprint  # as far as it was noted as a step
 
 
 class Books:
@@ -47,15 +48,22 @@ class Books:
     ) -> None:
         self._load = load
         self._load_hold = load_hold
-        self._lines = [Line(budget, load) for budget in budgets]
-        self._caps = Line(Budget(scope="request"), load)  # limits that callers put on their own requests
-        self._credits = {scope: Line(Budget(scope=scope), load, credit=True) for scope in CREDIT_SCOPES}
+        self._live: dict[Key, Account] = {}  # those with open holds
+        self._dirty: dict[Key, Account] = {}
+        self._lines = [Line(budget, load, live=self._alive) for budget in budgets]
+        self._caps = Line(
+            Budget(scope="request"), load, live=self._alive
+        )  # limits that callers put on their own requests
+        self._caps.id = "cap/request"  # a budget on requests is another account
+        self._credits = {
+            scope: Line(Budget(scope=scope), load, credit=True, live=self._alive) for scope in CREDIT_SCOPES
+        }
+        self._variances: dict[str, Line] = {}
         self._prepaid: set[tuple[str, str]] = set()  # (scope, subject) that were ever topped up
         self._open: dict[str, _Held] = {}
         self._closed: dict[str, HoldRow] = {}
         self._grants: set[str] = set()
         self._entries: deque[tuple[Account, int]] = deque()  # what was posted, one by one, as far as it is kept
-        self._dirty: dict[Key, Account] = {}
         self._touched: dict[str, HoldRow] = {}
         self._posted: list[Entry] = []
         self.ignored = 0  # settlements of a hold that was closed before, or never made
@@ -92,7 +100,7 @@ class Books:
             if steps and hold.fingerprint and line.budget.repeats is not None:
                 account.recent = (*account.recent, hold.fingerprint)[-RECENT_KEPT:]
             line.under_way[account.subject] = line.under_way.get(account.subject, 0) + 1
-            self._dirty[account.key] = account
+            self._dirty[account.key] = self._live[account.key] = account
         row = HoldRow(
             id=hold.id,
             request=hold.request or hold.id,
@@ -105,7 +113,7 @@ class Books:
             snapshot=hold.snapshot,
             accounts=tuple(account.key for account in accounts),
         )
-        self._open[hold.id] = _Held(row, accounts)
+        self._open[hold.id] = _Held(row, accounts, hold.fingerprint if steps else "")
         self._touched[hold.id] = row
         return None
 
@@ -180,6 +188,9 @@ class Books:
     def vary(self, scope_line: str, subject: str, amount_nano: int, at_s: int, note: str) -> bool:
         """Post what belongs to no single call (a provider's invoice that differs) on the account of a budget now."""
         line = next((line for line in self._lines if line.id == scope_line), None)
+        if line is None and scope_line.startswith("variance/"):  # of a provider, and nobody's budget
+            line = self._variances.setdefault(scope_line, Line(Budget(scope="request"), self._load))
+            line.id = scope_line
         if line is None:
             return False
         account = line.standing(subject, at_s).account
@@ -228,17 +239,7 @@ class Books:
 
     def money(self, payer: Payer, hints: Hints, at_s: int) -> Lambda:
         """λ is that of the dearest budget; `causes` are the budgets whose own λ is above 1. Changes nothing."""
-        value, causes, left, scope = 1.0, [], None, ""
-        for line, subject in self._passes(payer, hints):
-            if line.budget.limit_nano is None and not line.credit:
-                continue
-            balance = line.balance(subject, at_s)
-            if balance.price > 1.0 and not line.credit:  # a credit has no pace
-                causes.append((line.label, balance.price))
-                value = max(value, balance.price)
-            if balance.hard and balance.left_nano is not None and (left is None or balance.left_nano < left):
-                left, scope = balance.left_nano, "credit" if line.credit else balance.scope
-        return Lambda(value, tuple(causes), left, scope)
+        return money_of(self._passes(payer, hints), at_s)
 
     def balances(self, payer: Payer, hints: Hints, at_s: int) -> tuple[Balance, ...]:
         """Every budget and credit above this payer as it stands, in the order of the configuration."""
@@ -259,16 +260,28 @@ class Books:
         self._dirty, self._touched, self._posted = {}, {}, []
         return changes
 
+    def changed(self) -> bool:
+        return bool(self._dirty or self._touched or self._posted)
+
+    def untaken(self, key: Key) -> Counts | None:
+        """An account that changed since the last `take`, as no store knows it yet."""
+        account = self._dirty.get(key)
+        return account.counts() if account is not None else None
+
+    def untaken_hold(self, hold_id: str) -> HoldRow | None:
+        return self._touched.get(hold_id)
+
     def reload(self, budgets: tuple[Budget, ...]) -> None:
         """Other budgets from now on. One with the scope, match and window of an old one takes over its accounts; the
         accounts of the others are let go when their open holds have settled. Nothing that is held is given back."""
         old = {line.id: line for line in self._lines}
         lines = []
         for budget in budgets:
-            fresh = Line(budget, self._load)
+            fresh = Line(budget, self._load, live=self._alive)
             line = old.pop(fresh.id, None)
             if line is None:
                 line = fresh
+                self._adopt(line)
             else:
                 self._dirty |= {account.key: account for account in line.change(budget)}
             lines.append(line)
@@ -282,6 +295,7 @@ class Books:
             for account in accounts:
                 under_way = account.line.under_way
                 under_way[account.subject] = under_way.get(account.subject, 0) + 1
+                self._live[account.key] = account
             if row.state == "open":
                 row = self._touched[row.id] = msgspec.structs.replace(row, state="suspense")
             self._open[row.id] = _Held(row, accounts)
@@ -304,7 +318,7 @@ class Books:
             posted[id(account)] = posted.get(id(account), 0) + amount
         wrong = [f"hold {hold_id} is open and closed" for hold_id in self._open.keys() & self._closed.keys()]
         for each, account in seen.items():
-            wrong += _faults(account, pending.get(each, 0), count.get(each, 0), posted.get(each, 0))
+            wrong += faults_of(account, pending.get(each, 0), count.get(each, 0), posted.get(each, 0))
         return tuple(wrong)
 
     # -------------------------------------------------------------------------------------------- helpers
@@ -318,6 +332,7 @@ class Books:
         if not self._prepaid:
             return []
         subjects = [(scope, str(getattr(payer, scope))) for scope in CREDIT_SCOPES]
+        subjects += [("key", key) for key in payer.within]  # what is prepaid for a key is all that its keys have too
         return [(self._credits[scope], subject) for scope, subject in subjects if (scope, subject) in self._prepaid]
 
     def _standings(self, hold: Hold) -> list[Standing]:
@@ -327,6 +342,9 @@ class Books:
             for line in self._lines
             for subject in line.subjects(hold.payer, hold.session, hold.workflow, request)
         ]
+        for each in found:
+            if each.account.line.traffic is not None:
+                each.account.line.traffic.count(request, hold.at_s)
         found += [line.standing(subject, hold.at_s) for line, subject in self._prepaid_lines(hold.payer)]
         if hold.request_limit_nano is not None:
             cap = self._caps.standing(request, hold.at_s)
@@ -336,22 +354,35 @@ class Books:
 
     def _account(self, key: Key) -> Account:
         """The account of a key, whichever line it is of; one of a line that is no more stands alone."""
+        if (alive := self._alive(key)) is not None:
+            return alive
         line_id, subject, start_s = key
         lines = (*self._lines, self._caps, *self._credits.values())
-        line = next((line for line in lines if line.id == line_id), None) or Line(Budget(scope="request"), self._load)
+        line = next((line for line in lines if line.id == line_id), None)
+        if line is None:
+            line = Line(Budget(scope="request"), self._load)
+            line.id = line_id
         parts: list[Account | None] = [line.accounts.get(subject), *line.older.get(subject, ())]
         for known in parts:
             if known is not None and known.start_s == start_s:
                 return known
-        held = (each for holder in self._open.values() for each in holder.accounts if each.key == key)
-        if (found := next(held, None)) is not None:
-            return found
         account = Account(line, subject, start_s, self._load(key) or Counts())
         if line.rolling:
             line.older.setdefault(subject, []).append(account)
-        elif line.id == line_id and line.window == "lifetime":
+        elif line.window == "lifetime":
             line.accounts[subject] = account
         return account
+
+    def _alive(self, key: Key) -> Account | None:
+        return self._live.get(key) or self._dirty.get(key)
+
+    def _adopt(self, line: Line) -> None:
+        """A line that comes anew takes over what is still held under its name."""
+        for account in [account for key, account in self._live.items() if key[0] == line.id]:
+            line.under_way[account.subject] = line.under_way.get(account.subject, 0) + account.open
+            account.line = line
+            if line.rolling:
+                line.older.setdefault(account.subject, []).append(account)
 
     def _close(self, held: _Held, cost: int, tokens: int, *, released: bool) -> None:
         row = held.row
@@ -361,10 +392,13 @@ class Books:
             account.tokens_pending -= row.tokens
             account.tokens += tokens
             account.open -= 1
+            if not account.open:
+                self._live.pop(account.key, None)
             self._post(account, cost, overage=max(excess, 0))
             if released:  # the call was never made, so it was no step
                 account.steps -= row.steps
                 account.calls -= 1
+                account.recent = without_last(account.recent, held.fingerprint)
             under_way = account.line.under_way
             under_way[account.subject] = under_way.get(account.subject, 1) - 1
             if not under_way[account.subject]:
@@ -386,8 +420,8 @@ class Books:
             del self._closed[next(iter(self._closed))]
 
     def _adjust(self, row: HoldRow, difference: int, at_s: int, note: str) -> None:
-        for key in row.accounts:
-            account = self._account(key)
+        # All are looked up before the first is changed: a store that cannot find one leaves the books as they were.
+        for key, account in [(key, self._account(key)) for key in row.accounts]:
             self._post(account, difference, overage=max(difference, 0))
             entry = Entry(
                 at_s=at_s,
@@ -411,20 +445,3 @@ class Books:
         if len(self._entries) > ENTRIES_KEPT:
             oldest, amount = self._entries.popleft()
             oldest.carried_nano += amount
-
-
-def _faults(account: Account, pending_nano: int, open_holds: int, entered_nano: int) -> list[str]:
-    name = f"{account.line.label} {account.subject!r}"
-    entered = account.carried_nano + entered_nano
-    wrong = []
-    if account.posted_nano != entered:
-        wrong.append(f"{name}: posted {account.posted_nano}, but its entries sum to {entered}")
-    if account.pending_nano != pending_nano or account.open != open_holds:
-        wrong.append(f"{name}: pending {account.pending_nano}, but its open holds sum to {pending_nano}")
-    if account.bound_nano is not None and account.line.budget.hard and not account.line.rolling:
-        over = account.posted_nano + account.pending_nano - account.bound_nano - account.overage_nano
-        if over > 0:
-            wrong.append(f"{name}: {over} nano-dollars above its limit and overage")
-    if account.steps < 0 or account.calls < 0 or account.tokens < 0:
-        wrong.append(f"{name}: {account.steps} steps, {account.calls} calls, {account.tokens} tokens")
-    return wrong

@@ -11,12 +11,13 @@ from collections.abc import Callable
 
 from tierwise.core.budget import Balance, Budget, Charge, Denial, Hold, Lambda
 from tierwise.core.errors import Closed
-from tierwise.core.ports import Feedback, Record
+from tierwise.core.ports import CLAIM_S, Claim, Feedback, Record
 from tierwise.core.request import Hints, Payer
 from tierwise.stores.books import Books
 from tierwise.stores.rows import RECENT_MAX, Total, newest, totals_of
 
 JOURNAL_SNAPSHOTS_KEPT = 16
+CLAIMS_KEPT = 100_000
 
 
 class MemoryLedger:
@@ -26,6 +27,7 @@ class MemoryLedger:
     def __init__(self, budgets: tuple[Budget, ...] = (), clock: Callable[[], float] = time.time) -> None:
         self.books = Books(budgets)
         self._clock = clock
+        self._claims: OrderedDict[tuple[Payer, str], tuple[int, Claim]] = OrderedDict()
 
     def money(self, payer: Payer, hints: Hints, at_s: int) -> Lambda:
         return self.books.money(payer, hints, at_s)
@@ -49,6 +51,21 @@ class MemoryLedger:
 
     async def grant(self, id: str, scope: str, subject: str, amount_nano: int) -> bool:
         return self.books.grant(id, scope, subject, amount_nano, self._now_s())
+
+    async def claim(self, payer: Payer, key: str, fingerprint: str, decision: str) -> Claim | None:
+        now, claims = self._now_s(), self._claims
+        while claims and (len(claims) >= CLAIMS_KEPT or next(iter(claims.values()))[0] <= now - CLAIM_S):
+            claims.popitem(last=False)
+        found = claims.get((payer, key))
+        if found is not None:
+            return found[1]
+        claims[payer, key] = (now, Claim(decision, fingerprint))
+        return None
+
+    def finish(self, payer: Payer, key: str, decision: str, *, charged: bool) -> None:
+        found = self._claims.get((payer, key))
+        if found is not None and found[1].decision == decision and not charged:
+            del self._claims[payer, key]
 
     async def drain(self) -> None:
         """Returns at once: in memory a posted settlement is a done one."""

@@ -1,9 +1,12 @@
-"""The journal's file: opened, checked, brought to this schema, or refused with what a person can do about it."""
+"""A store's file: opened, checked, brought to its schema, or refused with what a person can do about it."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from tierwise.core.errors import ConfigError, Problem
 from tierwise.stores import journal_sql as sql
@@ -14,35 +17,58 @@ if TYPE_CHECKING:
 BUSY_MS = 5_000  # how long to wait for another process that writes
 CHECK_BYTES_MAX = 64 << 20  # a larger file is not read through at every start
 WAL_BYTES_KEPT = 64 << 20
+STATEMENTS_KEPT = 400  # prepared ones, of every number of rows that a statement may have
 
 
-def open_file(path: Path) -> apsw.Connection:
+class Kind(msgspec.Struct, frozen=True, kw_only=True):
+    """What a file is: the word for it in errors, its schema, and what a commit costs and promises."""
+
+    noun: str
+    schema: ModuleType  # with MIGRATIONS; the version is how many of them a file has seen
+    synchronous: str  # "full": a commit survives a power cut
+    anew: str  # what to do with a file that is not sound
+    busy_ms: int = BUSY_MS
+
+
+JOURNAL = Kind(
+    noun="journal",
+    schema=sql,
+    synchronous="normal",
+    anew=(
+        "move the file away, with its -wal and -shm if it has them, and a new one is made, or put a backup in its place"
+    ),
+)
+
+
+def open_file(path: Path, kind: Kind = JOURNAL, vfs: str | None = None, *, checked: bool = True) -> apsw.Connection:
+    """For reading and writing, readable to its owner alone. `checked`: every page is looked at, unless it is too large
+    for that. Raises ConfigError."""
     import apsw
 
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.exists() and not path.is_file():
-            raise unusable(path, "this is no file; name a file for the journal")
+            raise unusable(path, f"this is no file; name a file for the {kind.noun}")
         # Made before SQLite sees it, for SQLite would ask the umask who may read it. Its -wal and -shm take after it.
         path.touch(mode=0o600, exist_ok=True)
         path.chmod(0o600)
     except OSError as error:
-        what = f"the journal cannot be made there ({error}); give a folder that this user may write to"
+        what = f"the {kind.noun} cannot be made there ({error}); give a folder that this user may write to"
         raise unusable(path, what) from None
     connection = None
     try:
-        connection = apsw.Connection(str(path))
-        connection.set_busy_timeout(BUSY_MS)
-        if path.stat().st_size <= CHECK_BYTES_MAX:
+        connection = apsw.Connection(str(path), vfs=vfs, statementcachesize=STATEMENTS_KEPT)
+        connection.set_busy_timeout(kind.busy_ms)
+        if checked and path.stat().st_size <= CHECK_BYTES_MAX:
             _check(connection)
         connection.pragma("journal_mode", "wal")
-        connection.pragma("synchronous", "normal")
+        connection.pragma("synchronous", kind.synchronous)
         connection.pragma("journal_size_limit", WAL_BYTES_KEPT)
-        _migrate(connection, path)
+        _migrate(connection, path, kind)
     except (apsw.Error, ConfigError) as error:
         if connection is not None:
-            connection.close()
-        raise _explained(path, error) from None
+            connection.close(True)
+        raise explained(path, kind, error) from None
     return connection
 
 
@@ -54,16 +80,17 @@ def _check(connection: apsw.Connection) -> None:
         raise apsw.CorruptError(str(verdict))
 
 
-def _migrate(connection: apsw.Connection, path: Path) -> None:
+def _migrate(connection: apsw.Connection, path: Path, kind: Kind) -> None:
     """Bring the file to this schema. Each migration is one transaction with its version: old or new, never half."""
-    known = len(sql.MIGRATIONS)
+    migrations = kind.schema.MIGRATIONS
+    known = len(migrations)
     while True:
         # Taken for writing before the version is read: two processes that start together migrate once.
         connection.execute("BEGIN IMMEDIATE")
         try:
-            version = _version(connection, path)
+            version = _version(connection, path, kind)
             if version < known:
-                sql.MIGRATIONS[version](connection)
+                migrations[version](connection)
                 connection.execute(sql.ADD_VERSION, (version + 1,))
             connection.execute("COMMIT")
         except BaseException:
@@ -72,7 +99,7 @@ def _migrate(connection: apsw.Connection, path: Path) -> None:
             raise
         if version > known:
             what = (
-                f"a newer Tierwise has written this journal (schema {version}, this one knows {known}); "
+                f"a newer Tierwise has written this {kind.noun} (schema {version}, this one knows {known}); "
                 "upgrade, or name another file"
             )
             raise unusable(path, what)
@@ -80,27 +107,27 @@ def _migrate(connection: apsw.Connection, path: Path) -> None:
             return
 
 
-def _version(connection: apsw.Connection, path: Path) -> int:
+def _version(connection: apsw.Connection, path: Path, kind: Kind) -> int:
     """How many migrations the file has seen; 0 for a new one. Asks the file, not what SQLite remembers of it."""
     tables = {name for (name,) in connection.execute(sql.READ_TABLES)}
     if tables and "schema_version" not in tables:
-        raise unusable(path, "this is the database of another program; name another file for the journal")
+        raise unusable(path, f"this is the database of another program; name another file for the {kind.noun}")
     return int(connection.execute(sql.READ_VERSION).get or 0) if tables else 0
 
 
-def _explained(path: Path, error: apsw.Error | ConfigError) -> ConfigError:
+def explained(path: Path, kind: Kind, error: apsw.Error | msgspec.MsgspecError | ConfigError) -> ConfigError:
+    """What reading a file has come to, with what to do about it."""
     import apsw
 
     match error:
         case ConfigError():
             return error
-        case apsw.NotADBError() | apsw.CorruptError():
-            what = (
-                f"this is no sound journal ({error}); move the file away, with its -wal and -shm if it has them, and a "
-                "new one is made, or put a backup in its place"
-            )
+        case apsw.NotADBError() | apsw.CorruptError() | msgspec.MsgspecError():
+            what = f"this is no sound {kind.noun} ({error}); {kind.anew}"
         case _:
-            what = f"the journal cannot be opened ({error}); is the disk full, or does another program hold the file?"
+            what = (
+                f"the {kind.noun} cannot be opened ({error}); is the disk full, or does another program hold the file?"
+            )
     return unusable(path, what)
 
 

@@ -11,11 +11,11 @@ from typing import assert_never
 from zoneinfo import ZoneInfo
 
 from tierwise.core.budget import Window
+from tierwise.core.pace import LAMBDA_MAX, price_by_plan, price_by_scarcity, price_by_share, price_when_soft
 
 NEVER_S = 1 << 62  # the end of a lifetime
 DAY_S = 86_400
-# Above this λ says nothing new (every paid model is out of reach), and arithmetic stays far from infinity.
-LAMBDA_MAX = 100.0
+PACED: tuple[Window, ...] = ("day", "week", "month")  # windows whose money is to last until their end
 
 
 def window_of(window: Window, at_s: int, zone: str = "UTC") -> tuple[int, int]:
@@ -30,7 +30,7 @@ def window_of(window: Window, at_s: int, zone: str = "UTC") -> tuple[int, int]:
         case "hour":
             return at_s - at_s % 3_600, at_s - at_s % 3_600 + 3_600
         case "day" | "week" | "month":
-            here = _zone(zone)
+            here = zone_of(zone)
             today = datetime.fromtimestamp(at_s, here).date()
             if window == "day":
                 first, after = today, today + timedelta(days=1)
@@ -60,7 +60,7 @@ ROLLING_S = {"minute": 60, "hour": 3_600, "day": DAY_S, "week": 7 * DAY_S, "mont
 
 
 @functools.lru_cache(maxsize=64)
-def _zone(name: str) -> tzinfo:
+def zone_of(name: str) -> tzinfo:
     return UTC if name == "UTC" else ZoneInfo(name)
 
 
@@ -69,18 +69,33 @@ def _midnight(day: date, zone: tzinfo) -> int:
     return int(datetime(day.year, day.month, day.day, tzinfo=zone).timestamp())
 
 
-def price_of_money(used_nano: int, limit_nano: int, start_s: int, end_s: int, at_s: int) -> float:
-    """λ of one budget: the rate it was planned to be spent at, over the rate that it can still afford.
+def price_of_money(
+    used_nano: int,
+    limit_nano: int,
+    start_s: int,
+    end_s: int,
+    at_s: int,
+    *,
+    window: Window = "month",
+    rolling: bool = False,
+    hard: bool = True,
+    plan: float | None = None,
+) -> float:
+    """λ of one budget, in 1..LAMBDA_MAX: 1 when it is on pace or behind. The formulas and their reasons: core/pace.
 
-    planned = limit / window; affordable = left / time left; λ = planned / affordable, that is
-    (share of the window left) / (share of the money left), and never below 1: money that is left over at the end of a
-    window is no reason to waste it. A lifetime has no pace, so its whole window is always ahead: λ = 1 / share left.
-    `used_nano` is spent and held together. The result is in 1..LAMBDA_MAX.
-    """
-    left_nano = limit_nano - used_nano
-    if left_nano <= 0:
+    `used_nano` is spent and held together. `plan`: the share of the limit that was to be used by `at_s`; None is a
+    straight line from `start_s` to `end_s`. What has no plan: a lifetime, windows that move with the clock (whatever is
+    used was used within one window's length), and minutes and hours, whose limits are for bursts."""
+    if limit_nano <= 0:
         return LAMBDA_MAX
-    time_left = 1.0
-    if end_s != NEVER_S:
-        time_left = min(max((end_s - at_s) / (end_s - start_s), 0.0), 1.0)
-    return min(max(time_left * limit_nano / left_nano, 1.0), LAMBDA_MAX)
+    used = used_nano / limit_nano
+    has_plan = end_s != NEVER_S and not rolling and window in PACED
+    if not has_plan:
+        plan = 1.0
+    elif plan is None:
+        plan = min(max((at_s - start_s) / (end_s - start_s), 0.0), 1.0)
+    if not hard:
+        return price_when_soft(used, plan)
+    if has_plan:
+        return price_by_plan(used, plan)
+    return price_by_scarcity(used) if end_s == NEVER_S else price_by_share(used)

@@ -123,6 +123,8 @@ def _system(tree: Json, tally: Tally) -> None:
 def _message(message: Any, at: str, tally: Tally) -> None:
     record(message, at)
     role = one_of(message.get("role"), f"{at}.role", ROLES)
+    if role == "assistant":
+        tally.reply()
     content = message.get("content")
     if type(content) is str:
         tally.turns.append(Turn(role, content))  # type: ignore[arg-type]
@@ -157,7 +159,7 @@ def _block(block: Json, at: str, tally: Tally, texts: list[str]) -> None:
             text(block.get("id"), f"{at}.id", empty=False)
             text(block.get("name"), f"{at}.name", empty=False)
             record(block.get("input"), f"{at}.input")
-            tally.tool_calls += 1
+            tally.call((block["name"], block["input"]))
         case "thinking":
             text(block.get("thinking"), f"{at}.thinking")
             if (signature := block.get("signature")) is not None:
@@ -191,13 +193,15 @@ def _source(block: Json, at: str, tally: Tally) -> None:
     match text(source.get("type"), f"{at}.source.type"):
         case "base64":
             text(source.get("media_type"), f"{at}.source.media_type")
-            tally.embedded_bytes += len(text(source.get("data"), f"{at}.source.data", empty=False))
+            tally.media.append(text(source.get("data"), f"{at}.source.data", empty=False))
+            tally.embedded_bytes += len(tally.media[-1])
         case "url":
-            text(source.get("url"), f"{at}.source.url", empty=False)
+            tally.media.append(text(source.get("url"), f"{at}.source.url", empty=False))
             tally.references += block["type"] == "document"
         case "text":
-            text(source.get("data"), f"{at}.source.data")
+            tally.media.append(text(source.get("data"), f"{at}.source.data"))
         case _:  # a file by its id, or what a newer version brings
+            tally.media.append(str(source.get("file_id") or ""))
             tally.references += 1
 
 

@@ -10,7 +10,7 @@ import msgspec
 from tierwise.core.catalogue import Provider
 from tierwise.core.episode import ReplyFacts
 from tierwise.core.errors import RequestError
-from tierwise.core.money import Usage
+from tierwise.core.money import Service, Usage
 from tierwise.core.request import Request
 
 
@@ -53,6 +53,7 @@ class Reply(msgspec.Struct, frozen=True, kw_only=True):
     facts: ReplyFacts
     text: str  # of the first choice, tool calls spelled out after it: for graders, drafts and agreement
     output_text: str  # everything generated, of every choice, reasoning and tool arguments included: for our own count
+    service: Service | None = None  # that it was served at; None: the provider did not say
 
 
 class Bill(msgspec.Struct, frozen=True, kw_only=True):
@@ -63,6 +64,7 @@ class Bill(msgspec.Struct, frozen=True, kw_only=True):
     model: str
     baseline_usd: float | None = None
     saved_usd: float | None = None
+    budget_remaining_usd: float | None = None  # the least that any budget above the caller has left
     usage: Usage | None = None  # our own count, told to the caller where the provider gave none
 
 
@@ -77,6 +79,7 @@ class Meter:
         "output_characters",
         "pieces",
         "served",
+        "service",
         "stop",
         "usage",
     )
@@ -84,6 +87,7 @@ class Meter:
     def __init__(self) -> None:
         self.usage: Usage | None = None  # the last that the provider reported
         self.served = ""
+        self.service: Service | None = None
         self.stop = ""
         self.output_characters = 0
         self.pieces: list[str] = []  # generated text, bounded, for our own count

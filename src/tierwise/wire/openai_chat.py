@@ -59,7 +59,10 @@ _ENCODER = msgspec.json.Encoder(order="sorted")
 class Tally:
     """What a reading counts on its way through the messages."""
 
-    __slots__ = ("audio", "documents", "embedded_bytes", "images", "references", "tool_calls", "turns")
+    __slots__ = (
+        "audio", "calls", "documents", "embedded_bytes", "images", "media", "references", "replied", "tool_calls",
+        "turns",
+    )  # fmt: skip
 
     def __init__(self) -> None:
         self.turns: list[Turn] = []
@@ -69,6 +72,30 @@ class Tally:
         self.references = 0
         self.embedded_bytes = 0
         self.tool_calls = 0
+        self.replied: int | None = None  # where the last reply stands among the turns
+        self.calls: list[str] = []  # of tools, in the last reply: name, arguments
+        self.media: list[str] = []  # addresses and data since the last reply
+
+    def reply(self) -> None:
+        """The model's own turn comes next."""
+        self.replied = len(self.turns)
+        self.calls, self.media = [], []
+
+    def call(self, made: Any) -> None:
+        """A call of a tool in the reply that is being read: its name and arguments. Ids are others each time, so they
+        say nothing."""
+        self.tool_calls += 1
+        self.calls.append(_ENCODER.encode(made).decode())
+
+    def tail_hash(self) -> str:
+        """Of what the model did last and what came of it: equal as long as it does the same to the same end. Words
+        around a call of a tool count for nothing, for they differ each time."""
+        digest = hashlib.blake2b(digest_size=12)
+        after = self.turns[(self.replied or 0) + bool(self.calls) :]
+        for part in (*self.calls, "", *[turn.text for turn in after], "", *map(_sampled, self.media)):
+            digest.update(part.encode("utf-8", "surrogatepass"))
+            digest.update(b"\0%d\0" % len(part))
+        return digest.hexdigest()
 
     def prompt(self, **known: Any) -> Prompt:
         """What was counted, with what is known of the rest of the body."""
@@ -80,8 +107,15 @@ class Tally:
             documents=self.documents,
             references=self.references,
             embedded_bytes=self.embedded_bytes,
+            replied=self.replied is not None,
+            tail_hash=self.tail_hash(),
             **known,
         )
+
+
+def _sampled(data: str) -> str:
+    """Enough of a picture or a file to tell it from another one: two that differ differ in length or at an end."""
+    return data if len(data) <= 2_048 else f"{len(data)} {data[:1_024]}{data[-1_024:]}"
 
 
 class OpenAIChat:
@@ -144,6 +178,8 @@ def _message(message: Any, at: str, tally: Tally) -> None:
     if type(role) is not str or (mapped := ROLES.get(role)) is None:
         one_of(role, f"{at}.role", tuple(ROLES))
         return
+    if role == "assistant":
+        tally.reply()
     content = message.get("content")
     if type(content) is str:
         tally.turns.append(Turn(mapped, content))  # type: ignore[arg-type]
@@ -176,14 +212,17 @@ def _parts(parts: list[Any], at: str, tally: Tally) -> str:
                 link = image if type(image) is str else record(image, f"{where}.image_url").get("url")
                 url = text(link, f"{where}.image_url.url", empty=False)
                 tally.images += 1
+                tally.media.append(url)
                 tally.embedded_bytes += len(url) if url.startswith("data:") else 0
             case "input_audio":
                 audio = record(part.get("input_audio"), f"{where}.input_audio")
                 tally.audio += 1
-                tally.embedded_bytes += len(text(audio.get("data"), f"{where}.input_audio.data", empty=False))
+                tally.media.append(text(audio.get("data"), f"{where}.input_audio.data", empty=False))
+                tally.embedded_bytes += len(tally.media[-1])
             case "file":
                 file = record(part.get("file"), f"{where}.file")
                 tally.documents += 1
+                tally.media.append(str(file.get("file_data") or file.get("file_id") or ""))
                 if (data := file.get("file_data")) is not None:
                     tally.embedded_bytes += len(text(data, f"{where}.file.file_data"))
                 else:
@@ -201,16 +240,18 @@ def _calls(message: Json, at: str, tally: Tally) -> None:
             where = f"{at}.tool_calls[{index}]"
             record(call, where)
             text(call.get("id"), f"{where}.id")
+            made = call.get("custom")  # a tool of free text
             if (function := call.get("function")) is not None or call.get("type", "function") == "function":
                 record(function, f"{where}.function")
                 text(function.get("name"), f"{where}.function.name", empty=False)
                 text(function.get("arguments"), f"{where}.function.arguments")
-            tally.tool_calls += 1
+                made = function
+            tally.call(made)
     if (call := message.get("function_call")) is not None:
         record(call, f"{at}.function_call")
         text(call.get("name"), f"{at}.function_call.name", empty=False)
         text(call.get("arguments"), f"{at}.function_call.arguments")
-        tally.tool_calls += 1
+        tally.call(call)
 
 
 def _ceiling(tree: Json) -> int | None:

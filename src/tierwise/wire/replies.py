@@ -16,7 +16,7 @@ from tierwise.core.request import Request
 from tierwise.wire.contract import Garbled, Reply
 from tierwise.wire.facts import confidence, facts
 from tierwise.wire.neutral import Answer, Block, Choice, Other, Redacted, Stop, Text, Thinking, ToolUse
-from tierwise.wire.usage import from_anthropic, from_openai
+from tierwise.wire.usage import from_anthropic, from_openai, served_at
 
 Json = dict[str, Any]
 
@@ -87,7 +87,9 @@ def read_openai(body: bytes, request: Request | None, compared: bool = True) -> 
     tree, body = load_reply(body)
     usage = from_openai(tree.get("usage")) or from_openai(_at(tree, "x_groq", "usage"))
     answer = openai_answer(tree, usage)
-    return _reply("openai_chat", body, answer, request, confidence(_logprobs(tree)), compared)
+    reply = _reply("openai_chat", body, answer, request, confidence(_logprobs(tree)), compared)
+    service = served_at(tree.get("service_tier"))
+    return reply if service is None else msgspec.structs.replace(reply, service=service)
 
 
 def read_anthropic(body: bytes, request: Request | None, compared: bool = True) -> Reply:

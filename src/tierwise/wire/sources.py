@@ -28,7 +28,7 @@ from tierwise.wire.neutral import (
     safe_id,
 )
 from tierwise.wire.replies import ANTHROPIC_STOPS, OPENAI_STOPS, load_reply, openai_part
-from tierwise.wire.usage import from_anthropic, from_openai
+from tierwise.wire.usage import from_anthropic, from_openai, served_at
 
 Json = dict[str, Any]
 MAX_KEPT_CHARACTERS = 1 << 20  # of generated text, for our own count; beyond it only characters are counted
@@ -70,6 +70,7 @@ class Chunk(msgspec.Struct, gc=False):
     created: float = 0
     choices: list[Choice] | None = None
     usage: Json | None = None
+    service_tier: str | None = None
     x_groq: Json | None = None
     error: Any = None
 
@@ -155,6 +156,8 @@ class OpenAISource:
             meter.error = error_text(chunk.error)
         if chunk.model:
             meter.served = chunk.model
+        if chunk.service_tier:
+            meter.service = served_at(chunk.service_tier) or meter.service
         usage = chunk.usage
         if usage is None and chunk.x_groq is not None:
             usage = chunk.x_groq.get("usage")

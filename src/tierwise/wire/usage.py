@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tierwise.core.money import MAX_TOKENS_REPORTED, Usage
+from tierwise.core.money import MAX_TOKENS_REPORTED, Service, Usage
 from tierwise.wire.contract import Bill
 
 # A total that exceeds prompt and completion by more than this is no hidden reasoning but a mistake.
@@ -140,6 +140,23 @@ def billed(bill: Bill, estimated: bool) -> Json:
         ours["baseline_usd"] = bill.baseline_usd
     if bill.saved_usd is not None:
         ours["saved_usd"] = bill.saved_usd
+    if bill.budget_remaining_usd is not None:
+        ours["budget_remaining_usd"] = bill.budget_remaining_usd
     if estimated:
         ours["estimated"] = True
     return {"cost_usd": bill.cost_usd, "tierwise": ours}
+
+
+# What a reply says of the class it was served at: OpenAI steps a call down when the better one is full, and bills that.
+_SERVED: dict[str, Service] = {
+    "default": "standard",
+    "standard": "standard",
+    "flex": "flex",
+    "priority": "priority",
+    "fast": "priority",
+}
+
+
+def served_at(tier: Any) -> Service | None:
+    """The class of service that a call is billed at; None when the provider says nothing that we know."""
+    return _SERVED.get(tier) if type(tier) is str else None

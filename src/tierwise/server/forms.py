@@ -1,0 +1,72 @@
+"""What an admin, or a command, fills in for a key, a budget or a top-up. An unknown field is an error that names it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal, TypeVar
+
+import msgspec
+
+from tierwise.core.budget import Scope, Window
+from tierwise.core.errors import BadRequest
+from tierwise.core.keys import Route
+
+T = TypeVar("T")
+
+
+class KeyBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """A key as it is asked for. `expires_at` is seconds since 1970; `expires_days` counts from now and wins."""
+
+    name: str
+    role: Literal["caller", "admin"] = "caller"
+    user: str | None = None
+    team: str | None = None
+    organisation: str | None = None
+    tags: dict[str, str] = {}
+    allow: tuple[str, ...] = ()
+    policies: tuple[str, ...] = ()
+    routes: tuple[Route, ...] = ()
+    limit_usd: float | None = None
+    window: Window | None = None
+    rpm: int | None = None
+    tpm: int | None = None
+    parallel: int | None = None
+    expires_at: int | None = None
+    expires_days: float | None = None
+
+
+class BudgetBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """A budget as it is asked for; what it means is in `core.budget.Budget`."""
+
+    scope: Scope
+    match: dict[str, str] = {}
+    limit_usd: float | None = None
+    tokens: int | None = None
+    calls: int | None = None
+    parallel: int | None = None
+    steps: int | None = None
+    repeats: int | None = None
+    deadline_s: int | None = None
+    window: Window = "lifetime"
+    rolling: bool = False
+    zone: str = "UTC"
+    hard: bool = True
+    reserve_usd: float | None = None
+
+
+class CreditBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """A top-up as it is asked for; below zero it takes back."""
+
+    id: str
+    scope: Literal["user", "key", "team", "organisation"]
+    subject: str
+    amount_usd: float
+
+
+def converted(value: Any, kind: Callable[..., T], what: str) -> T:
+    """A body as its type. Raises BadRequest, naming the field."""
+    try:
+        made: T = msgspec.convert(value, kind)
+    except msgspec.ValidationError as error:
+        raise BadRequest(f"{what}: {error}", code=f"invalid_{what}") from None
+    return made

@@ -1,0 +1,296 @@
+"""The durable ledger: the books in memory, and one thread that writes what changed before anything is acknowledged.
+
+An operation is done in the books at once, so it is atomic; a hold is answered after the commit that it is part of.
+When to commit, and what to do when that fails, is `ledger_commits`'s. What the books let go of is found in the file.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import msgspec
+
+from tierwise.core.budget import Balance, Budget, Charge, Denial, Hold, Lambda
+from tierwise.core.errors import Unavailable
+from tierwise.core.ports import CLAIM_S, Claim
+from tierwise.core.request import Hints, Payer
+from tierwise.stores import ledger_sql as sql
+from tierwise.stores.accounts import Counts, Key
+from tierwise.stores.books import Books
+from tierwise.stores.ledger_audit import check_at_start
+from tierwise.stores.ledger_batch import ClaimKey, ClaimRow
+from tierwise.stores.ledger_commits import GroupCommits
+from tierwise.stores.ledger_copies import backup_to, entries_after
+from tierwise.stores.ledger_file import LEDGER, RESERVE_BYTES, Lock, Reserve, counts_of, hold_of, open_reader
+from tierwise.stores.ledger_rows import Entry, HoldRow
+from tierwise.stores.ledger_writer import Writer
+from tierwise.stores.sqlite_file import explained
+
+BATCH_HOLDS = 512  # in one transaction
+LEASE_S = 1_920  # the longest call and two minutes: whoever holds longer is gone
+MOST = 2**53  # nano-dollars, or tokens, that one call can come to: 9 million dollars
+
+_encode = msgspec.json.Encoder().encode
+log = logging.getLogger(__name__)
+
+
+class SqliteLedger(GroupCommits):
+    """Ledger of core/ports in one SQLite file that no other process writes. For one event loop.
+
+    `last_error` says what is wrong with the disk, "" when nothing is; until it is, holds raise Unavailable. Raises
+    ConfigError, naming the file and what to do, when the file cannot be used or another process holds it.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        budgets: tuple[Budget, ...] = (),
+        clock: Callable[[], float] = time.time,
+        *,
+        lease_s: int = LEASE_S,
+        reserve_bytes: int = RESERVE_BYTES,
+        vfs: str | None = None,
+    ) -> None:
+        import apsw
+
+        self._lock = Lock(path)
+        self._vfs = vfs
+        writer = reader = None
+        try:
+            reserve = Reserve(path, reserve_bytes)
+            writer = Writer(path, self._lock, reserve, vfs)
+            super().__init__(path, writer, clock, lease_s)
+            self._lock.check(writer.state, is_new=writer.state.batch == 0)
+            reader = self._reader = open_reader(path, vfs)
+            check_at_start(path, reader)
+            self.books = Books(budgets, self._load, self._load_hold)
+            self._restore()
+        except BaseException as error:
+            for connection in (writer, reader):
+                if connection is not None:
+                    connection.close(True)
+            self._lock.close()
+            if isinstance(error, (apsw.Error, msgspec.MsgspecError)):
+                raise explained(path, LEDGER, error) from None
+            raise
+        if not reserve.make():
+            self.last_error = f"there is no room for {reserve.path.name}, without which a full disk loses money"
+        writer.start()
+
+    def _restore(self) -> None:
+        """Calls that were under way when the last process ended: they count until somebody says what they cost."""
+        decode = self._reader.execute
+        known = {tuple(row[:3]): counts_of(row[3:]) for row in decode(sql.READ_OPEN_ACCOUNTS)}
+        rows = [hold_of(row) for row in decode(sql.READ_OPEN_HOLDS)]
+        prepaid = [(line.partition("/")[2], subject) for line, subject in decode(sql.READ_PREPAID)]
+        self._next.accounts = known
+        self.books.restore(rows, prepaid)
+        self._next.accounts = {}
+
+    # -------------------------------------------------------------------------------------------- money
+
+    async def hold(self, hold: Hold) -> Denial | None:
+        """Raises Unavailable when it cannot be made durable: then nothing is held and nothing may be sent."""
+        self._usable()
+        # A name that no file can hold would stop every other's commit. UnicodeEncodeError is a ValueError.
+        f"{hold.id}{hold.request}{hold.session}{hold.workflow}{hold.fingerprint}{hold.payer}".encode()
+        waiters = self._waiters.get(hold.id)
+        first = waiters is None
+        if waiters is None:
+            before = self.books.open_holds()
+            if hold.amount_nano > MOST or hold.tokens > MOST:
+                raise ValueError(f"hold {hold.id!r}: {hold.amount_nano} nano-dollars cannot be held")
+            denial = self.books.hold(hold)
+            if denial is not None or self.books.open_holds() == before:
+                return denial
+            waiters = self._waiters[hold.id] = []
+            self._next.waiting.append(hold.id)
+            if len(self._next.waiting) >= BATCH_HOLDS:
+                self._queue.append(self._cut())  # large enough for one commit
+        future = self._running().create_future()
+        waiters.append(future)
+        self._soon()
+        try:
+            await future
+        except asyncio.CancelledError:
+            # Nobody saw the answer, so nothing was sent. What the request says of it afterwards is ignored.
+            if first and len(waiters) == 1 and not self._closed:
+                self.books.settle(hold.id, Charge(cost_nano=0, kind="released"), self._now_s())
+                self._later()
+            raise
+        return None
+
+    def settle(self, hold_id: str, charge: Charge) -> None:
+        if charge.cost_nano > MOST or charge.usage.prompt_tokens + charge.usage.completion_tokens > MOST:
+            log.error("ledger: %s came to %d nano-dollars; that is no cost", hold_id, charge.cost_nano)
+            charge = msgspec.structs.replace(charge, cost_nano=min(charge.cost_nano, MOST), usage=type(charge.usage)())
+        try:
+            self.books.settle(hold_id, charge, self._now_s())
+        except Unavailable as error:  # of a call from before the last start, which stays what it is
+            log.warning("ledger: what %s cost (%d n$) was not taken: %s", hold_id, charge.cost_nano, error)
+            return
+        self._later()
+
+    def checkpoint(self, hold_id: str, least_nano: int) -> None:
+        self.books.checkpoint(hold_id, least_nano)
+        self._later()
+
+    async def correct(self, hold_id: str, cost_nano: int, note: str = "") -> bool:
+        """On the disk when it returns. Raises Unavailable when it is not yet; it is written as soon as it can be."""
+        self._usable()
+        done = cost_nano <= MOST and self.books.correct(hold_id, cost_nano, self._now_s(), note)
+        if done:
+            await self._sync()
+        return done
+
+    async def grant(self, id: str, scope: str, subject: str, amount_nano: int) -> bool:
+        """As `correct`."""
+        self._usable()
+        done = self.books.grant(id, scope, subject, amount_nano, self._now_s())
+        await self._sync()  # also of one that counted before, for that may not be written yet
+        return done
+
+    async def vary(self, line: str, subject: str, amount_nano: int, note: str) -> bool:
+        """Post what belongs to no single call. As `correct`."""
+        self._usable()
+        done = abs(amount_nano) <= MOST and self.books.vary(line, subject, amount_nano, self._now_s(), note)
+        if done:
+            await self._sync()
+        return done
+
+    def money(self, payer: Payer, hints: Hints, at_s: int) -> Lambda:
+        return self.books.money(payer, hints, at_s)
+
+    def balances(self, payer: Payer, hints: Hints) -> tuple[Balance, ...]:
+        return self.books.balances(payer, hints, self._now_s())
+
+    def reload(self, budgets: tuple[Budget, ...]) -> None:
+        self.books.reload(budgets)
+        self._later()
+
+    def open_holds(self) -> int:
+        return self.books.open_holds()
+
+    def audit(self) -> tuple[str, ...]:
+        """Of the books in memory; `ledger_audit` audits the file."""
+        return self.books.audit()
+
+    @property
+    def ignored(self) -> int:
+        return self.books.ignored
+
+    @property
+    def overages(self) -> int:
+        return self.books.overages
+
+    @property
+    def overage_nano(self) -> int:
+        return self.books.overage_nano
+
+    @property
+    def commits(self) -> int:
+        return self._writer.commits
+
+    # -------------------------------------------------------------------------------------------- idempotency keys
+
+    async def claim(self, payer: Payer, key: str, fingerprint: str, decision: str) -> Claim | None:
+        """As the port says. Raises Unavailable, and then nobody has the key."""
+        self._usable()
+        place = (_encode(payer).decode(), key)
+        f"{key}{fingerprint}{decision}".encode()  # a name that no file can hold would stop every other's commit
+        found = self._claimed(place)
+        if found is not None:
+            return Claim(found.decision, found.fingerprint)
+        future = self._running().create_future()
+        self._next.claims[place] = ClaimRow(fingerprint, decision, "open", self._now_s())
+        self._next.claiming.append((place, future))
+        self._soon()
+        try:
+            await future
+        except asyncio.CancelledError:
+            self.finish(payer, key, decision, charged=False)
+            raise
+        return None
+
+    def finish(self, payer: Payer, key: str, decision: str, *, charged: bool) -> None:
+        place = (_encode(payer).decode(), key)
+        try:
+            found = self._claimed(place)
+        except Unavailable:  # the key stays taken, which is the safe side
+            return
+        if found is None or found.decision != decision or self._closed:
+            return
+        if charged:
+            self._next.claims[place] = msgspec.structs.replace(found, state="done")
+        else:
+            self._next.claims.pop(place, None)
+            self._next.unclaimed[place] = None
+        self._later()
+
+    def _claimed(self, key: ClaimKey) -> ClaimRow | None:
+        for batch in self._unwritten():
+            if key in batch.claims:
+                return batch.claims[key]
+            if key in batch.unclaimed:
+                return None
+        row = self._read(sql.READ_REQUEST, key)
+        found = ClaimRow(*row) if row is not None else None  # type: ignore[arg-type]  # the table is STRICT
+        return found if found is not None and found.at_s > self._now_s() - CLAIM_S else None
+
+    # -------------------------------------------------------------------------------------------- the whole file
+
+    async def backup(self, path: Path) -> None:
+        """A copy of everything committed by now, while work goes on. Raises ConfigError when it cannot be made."""
+        self._usable()
+        await self._sync()
+        await asyncio.to_thread(backup_to, self.path, path, self._vfs)
+
+    def entries(self, since_seq: int = 0) -> Iterator[tuple[int, Entry]]:
+        """(number, entry) of everything that is on the disk after that number, in order."""
+        return entries_after(self._reader, since_seq)
+
+    def close_now(self) -> None:
+        """Also without an event loop: one try to write what is left, then let go of the files."""
+        if not self._closed:
+            self._reader.close(True)  # before the writer, whose going moves the log into the file
+            super().close_now()
+            self._lock.close()
+
+    # -------------------------------------------------------------------------------------------- helpers
+
+    def _load(self, key: Key) -> Counts | None:
+        """An account that the books have let go of, from what is not written yet or from the file."""
+        found = self.books.untaken(key)
+        if found is not None:
+            return found
+        for batch in self._unwritten():
+            if key in batch.accounts:
+                return batch.accounts[key]
+        row = self._read(sql.READ_ACCOUNT, key)
+        return counts_of(row) if row is not None else None
+
+    def _load_hold(self, hold_id: str) -> HoldRow | None:
+        found = self.books.untaken_hold(hold_id)
+        if found is not None:
+            return found
+        for batch in self._unwritten():
+            if hold_id in batch.holds:
+                return batch.holds[hold_id]
+            if hold_id in batch.undone:
+                return None
+        row = self._read(sql.READ_HOLD, (hold_id,))
+        return hold_of(row) if row is not None else None
+
+    def _read(self, statement: str, values: tuple[str | int, ...]) -> tuple[object, ...] | None:
+        """Raises Unavailable when the file cannot be read: without it nobody knows what was spent."""
+        import apsw
+
+        try:
+            return self._reader.execute(statement, values).fetchone()
+        except apsw.Error as error:
+            log.warning("ledger: %s cannot be read: %s", self.path, error)
+            raise self._unavailable() from error

@@ -1,0 +1,118 @@
+"""What one commit of the durable ledger is made of, and the hash chain that its entries are links of."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from typing import Literal
+
+import msgspec
+
+from tierwise.stores.accounts import Counts, Key
+from tierwise.stores.ledger_file import account_row, hold_row
+from tierwise.stores.ledger_rows import Changes, Entry, HoldRow
+from tierwise.stores.ledger_writer import Row, Rows
+
+_encode = msgspec.json.Encoder().encode
+
+
+class ClaimRow(msgspec.Struct, frozen=True):
+    """Who has an idempotency key, as the file keeps it."""
+
+    fingerprint: str
+    decision: str
+    state: Literal["open", "done"]
+    at_s: int
+
+
+ClaimKey = tuple[str, str]  # payer (as JSON), key
+
+
+class End(msgspec.Struct, frozen=True):
+    """Where the chain of entries ends."""
+
+    seq: int
+    hash: bytes
+
+
+class Batch(msgspec.Struct, kw_only=True):
+    """What one commit writes, and who is answered after it. Kept until it is on the disk."""
+
+    accounts: dict[Key, Counts] = {}
+    holds: dict[str, HoldRow] = {}
+    entries: list[Row] = []
+    end: End | None = None  # after its entries, when it has any
+    claims: dict[ClaimKey, ClaimRow] = {}
+    undone: dict[str, None] = {}  # ids of holds that are in the file at most by mistake
+    unclaimed: dict[ClaimKey, None] = {}
+    forget_s: int = 0  # claims before this are forgotten
+    waiting: list[str] = []  # ids of the holds
+    claiming: list[tuple[ClaimKey, asyncio.Future[None]]] = []
+
+    def take(self, changes: Changes, end: End) -> End:
+        """What the books have changed, in the order of their entries. Gives the end of the chain then."""
+        self.accounts |= changes.accounts
+        self.holds |= changes.holds
+        for entry in changes.entries:
+            row = entry_row(end.seq + 1, entry)
+            end = self.end = End(end.seq + 1, chained(end.hash, row))
+            self.entries.append((*row, end.hash))
+        return end
+
+    def join(self, later: Batch) -> None:
+        """One commit for both; what came later stands."""
+        for id in later.undone:
+            self.holds.pop(id, None)
+        for key in later.unclaimed:
+            self.claims.pop(key, None)
+        self.accounts |= later.accounts
+        self.holds |= later.holds
+        self.entries += later.entries
+        self.end = later.end or self.end
+        self.claims |= later.claims
+        self.undone |= later.undone
+        self.unclaimed |= later.unclaimed
+        self.forget_s = max(self.forget_s, later.forget_s)
+        self.waiting += later.waiting
+        self.claiming += later.claiming
+
+    def refuse(self) -> None:
+        """Nobody is answered with a yes any more: take back what was only written for an answer."""
+        for id in self.waiting:
+            self.holds.pop(id, None)
+            self.undone[id] = None
+        for key, _ in self.claiming:
+            self.claims.pop(key, None)
+            self.unclaimed[key] = None
+        self.waiting, self.claiming = [], []
+
+    def is_empty(self) -> bool:
+        return not (
+            self.accounts or self.holds or self.entries or self.claims or self.undone or self.unclaimed or self.forget_s
+        )
+
+    def rows(self, number: int, end: End) -> Rows:
+        return Rows(
+            number=number,
+            seq=end.seq,
+            hash=end.hash,
+            accounts=[account_row(key, counts) for key, counts in self.accounts.items()],
+            holds=[hold_row(row) for row in self.holds.values()],
+            entries=self.entries,
+            requests=[(*key, *msgspec.structs.astuple(claim)) for key, claim in self.claims.items()],
+            undone_holds=[(id,) for id in self.undone],
+            undone_requests=list(self.unclaimed),
+            forget_requests_s=self.forget_s,
+        )
+
+
+def entry_row(seq: int, entry: Entry) -> Row:
+    """The columns HASHED."""
+    return (
+        seq, entry.at_s, entry.hold, *entry.account, entry.amount_nano, entry.kind, entry.snapshot, entry.note,
+    )  # fmt: skip
+
+
+def chained(before: bytes, row: Row) -> bytes:
+    """SHA-256 of the hash of the entry before and of this one's fields as a JSON array."""
+    return hashlib.sha256(before + _encode(row)).digest()

@@ -1,0 +1,279 @@
+"""Group commit: what the books change is written by one thread, and answered when it is on the disk.
+
+While a commit runs, what comes gathers for the next. A batch that cannot be written takes its holds back and keeps all
+else for the next try: no call leaves without a durable hold, and no cost is forgotten. All of this runs on the event
+loop; `ledger_writer` is the thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+from tierwise.core.budget import Charge
+from tierwise.core.errors import Closed, Unavailable
+from tierwise.core.ports import CLAIM_S
+from tierwise.stores.books import Books
+from tierwise.stores.ledger_batch import Batch, End
+from tierwise.stores.ledger_writer import Rows, Writer, Written
+
+GATHER_S = 0.01  # how long settlements wait for the next hold's commit, when nobody waits for them
+RETRY_S = 0.25
+STUCK_S = 10.0  # a commit that takes longer refuses who waits for it
+DRAIN_S = 10.0  # how long `drain` and `close` try to write to a disk that takes nothing
+ERRANDS_S = 60.0
+
+log = logging.getLogger(__name__)
+
+
+class GroupCommits:
+    """The half of SqliteLedger that knows nothing of budgets: when to write, whom to answer, what to do on a fault."""
+
+    books: Books
+
+    def __init__(self, path: Path, writer: Writer, clock: Callable[[], float], lease_s: int) -> None:
+        self.path = path
+        self.last_error = ""
+        self.faults = 0  # batches that could not be written
+        self._writer = writer
+        self._clock = clock
+        self._lease_s = lease_s
+        self._number = writer.state.batch
+        self._cut_end = self._end = End(writer.state.seq, writer.state.hash)
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._closing = self._closed = False
+        self._scheduled = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._errand: asyncio.TimerHandle | None = None
+        self._stuck: asyncio.TimerHandle | None = None
+        self._next = Batch()  # what belongs to the next commit, beside what the books have
+        self._queue: deque[Batch] = deque()  # cut off, because it was large enough for one commit
+        self._writing: Batch | None = None
+        self._waiters: dict[str, list[asyncio.Future[None]]] = {}  # of holds that are not on the disk yet
+        self._syncing: list[asyncio.Future[None]] = []  # answered after the commit that is cut next
+        self._synced: list[asyncio.Future[None]] = []  # answered after the commit that runs
+
+    async def drain(self) -> None:
+        """Until all that was posted by now is on the disk. Gives up on a disk that takes nothing for DRAIN_S."""
+        try:
+            async with asyncio.timeout(DRAIN_S):
+                while self._pending() or self._queue or self._writing is not None:
+                    try:
+                        await self._sync()
+                        return
+                    except Unavailable:
+                        await asyncio.sleep(RETRY_S)
+                    except Closed:
+                        return
+        except TimeoutError:
+            log.warning("ledger: not everything could be written: %s", self.last_error)
+
+    async def close(self) -> None:
+        if self._closing:
+            return
+        self._closing = True
+        await self.drain()
+        self.close_now()
+
+    def close_now(self) -> None:
+        """Also without an event loop: one try to write what is left, then let go of the file."""
+        if self._closed:
+            return
+        self._closing = self._closed = True
+        for handle in (self._timer, self._errand, self._stuck):
+            if handle is not None:
+                handle.cancel()
+        self._writer.stop()
+        self._refuse(Closed("the ledger is closed"))
+        left = self._cut()
+        if not left.is_empty():
+            written = self._writer.write(self._rows(left))
+            if written.why:
+                log.error("ledger: %s: what was settled last is not written: %s", self.path, written.why)
+            self._writer.let_go()
+
+    def _running(self) -> asyncio.AbstractEventLoop:
+        if self._loop is None:
+            self._loop = asyncio.get_running_loop()
+            self._errand = self._loop.call_later(ERRANDS_S, self._do_errands)
+            if self.last_error:
+                self._retry(RETRY_S)
+        return self._loop
+
+    def _usable(self) -> None:
+        if self._closing:
+            raise Closed("the ledger is closed")
+        self._running()
+        if self.last_error:
+            raise self._unavailable()
+
+    def _unavailable(self) -> Unavailable:
+        return Unavailable(
+            "The ledger cannot write down what this call would cost, so it was not sent. Try again in a moment.",
+            code="ledger_unavailable",
+            retry_after_s=1,
+        )
+
+    def _soon(self) -> None:
+        """Commit at the end of this turn of the loop, or after the commit that runs."""
+        if not self._scheduled and self._writing is None:
+            self._scheduled = True
+            self._running().call_soon(self._flush)
+
+    def _later(self) -> None:
+        if self._timer is None and not self._scheduled and self._writing is None and not self._closing:
+            try:
+                self._timer = self._running().call_later(GATHER_S, self._flush)
+            except RuntimeError:  # no loop runs yet; the first operation that waits will have it written
+                return
+
+    def _retry(self, after_s: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self._running().call_later(after_s, self._flush)
+
+    async def _sync(self) -> None:
+        future = self._running().create_future()
+        self._syncing.append(future)
+        self._soon()
+        await future
+
+    def _pending(self) -> bool:
+        return self.books.changed() or not self._next.is_empty()
+
+    def _cut(self) -> Batch:
+        batch, self._next = self._next, Batch()
+        self._cut_end = batch.take(self.books.take(), self._cut_end)
+        return batch
+
+    def _rows(self, batch: Batch) -> Rows:
+        self._number += 1
+        self._end = batch.end or self._end
+        return batch.rows(self._number, self._end)
+
+    def _flush(self) -> None:
+        self._scheduled = False
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        idle = not self._queue and not self._pending() and not self._syncing and not self.last_error
+        if self._writing is not None or self._closed or idle:
+            return
+        if self._queue:
+            batch = self._writing = self._queue.popleft()
+        else:
+            batch = self._writing = self._cut()
+            self._synced, self._syncing = self._syncing, []
+        rows = self._rows(batch)
+        loop = self._running()
+        self._stuck = loop.call_later(STUCK_S, self._is_stuck)
+        self._writer.put(rows, lambda written: self._heard(loop, written))
+
+    def _heard(self, loop: asyncio.AbstractEventLoop, written: Written) -> None:
+        """In the writer's thread."""
+        try:
+            loop.call_soon_threadsafe(self._hear, written)
+        except RuntimeError:
+            log.debug("the event loop of the ledger is closed; nobody is left to hear the answer")
+
+    def _hear(self, written: Written) -> None:
+        batch = self._writing
+        if self._stuck is not None:
+            self._stuck.cancel()
+        if batch is None or self._closed:
+            return
+        if written.why:
+            self._failed(written)
+            return
+        self._writing = None
+        for id in batch.waiting:
+            _answer(self._waiters.pop(id, ()))
+        _answer(future for _, future in batch.claiming)
+        _answer(self._synced)
+        self._synced = []
+        if written.reserved:
+            self.last_error = ""
+        else:
+            self.last_error = f"the disk is full: there is no room for {self._writer.reserve.path.name}"
+            self._retry(RETRY_S)
+        if self._queue or self._next.waiting or self._next.claiming or self._syncing:
+            self._flush()
+        elif self._pending():
+            self._later()
+
+    def _failed(self, written: Written) -> None:
+        """Who waits is refused, and their holds are as if never made. All else is tried again, soon and for ever."""
+        is_news = not self.last_error
+        self.faults += 1
+        self.last_error = written.why
+        if is_news:
+            log.error("ledger: %s: %s; calls are refused until it can be written again", self.path, written.why)
+        self._refuse(self._unavailable())
+        self._retry(0 if is_news else RETRY_S)
+
+    def _refuse(self, error: Exception) -> None:
+        """Everything that is not known to be on the disk becomes one batch again, without what waits for an answer."""
+        batches = [*filter(None, (self._writing,)), *self._queue, self._next]
+        for batch in batches:
+            for id in batch.waiting:
+                self.books.undo(id)
+            self._synced += [future for _, future in batch.claiming]
+            batch.refuse()
+        for later in batches[1:]:
+            batches[0].join(later)
+        self._writing, self._next = None, batches[0]
+        self._queue.clear()
+        self._tell(error)
+
+    def _is_stuck(self) -> None:
+        """The disk does not answer. Whoever waits is told; what the commit comes to is found out later."""
+        batch = self._writing
+        if batch is None:
+            return
+        self.last_error = f"the disk has not answered for {STUCK_S:.0f} seconds"
+        log.error("ledger: %s: %s; calls are refused until it does", self.path, self.last_error)
+        for each in (batch, *self._queue, self._next):
+            for id in each.waiting:  # not undone, for it may be written yet: let go of
+                self.books.settle(id, Charge(cost_nano=0, kind="released"), self._now_s())
+            for key, future in each.claiming:
+                self._next.unclaimed[key] = None
+                self._synced.append(future)
+            each.waiting, each.claiming = [], []
+        self._tell(self._unavailable())
+
+    def _tell(self, error: Exception) -> None:
+        """Everybody who waits that it will not be."""
+        futures = [future for waiters in self._waiters.values() for future in waiters]
+        futures += [*self._synced, *self._syncing]
+        self._waiters, self._synced, self._syncing = {}, [], []
+        for future in futures:
+            if not future.done():
+                future.set_exception(error)
+
+    def _do_errands(self) -> None:
+        now_s = self._now_s()
+        self._errand = self._running().call_later(ERRANDS_S, self._do_errands)
+        self.books.expire(now_s - self._lease_s)
+        self.books.resolve(now_s)
+        self._next.forget_s = now_s - CLAIM_S  # with the next commit, whenever that is
+        if self.books.changed():
+            self._later()
+
+    def _unwritten(self) -> Iterator[Batch]:
+        """The newest first."""
+        yield self._next
+        yield from reversed(self._queue)
+        if self._writing is not None:
+            yield self._writing
+
+    def _now_s(self) -> int:
+        return int(self._clock())
+
+
+def _answer(futures: Iterable[asyncio.Future[None]]) -> None:
+    for future in futures:
+        if not future.done():  # whoever waited may have been cancelled
+            future.set_result(None)

@@ -1,0 +1,76 @@
+"""A ledger's file, copied while it is written, and its entries, read out in order."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tierwise.stores import ledger_sql as sql
+from tierwise.stores.ledger_file import open_reader, read_entries
+from tierwise.stores.ledger_rows import Entry
+from tierwise.stores.sqlite_file import unusable
+
+if TYPE_CHECKING:
+    import apsw
+
+PAGE_ROWS = 1_000
+
+
+def backup_to(path: Path, to: Path, vfs: str | None = None) -> None:
+    """One moment's state of the ledger as a file of its own, for its owner alone, on the disk when this returns. Raises
+    ConfigError when there is a file already, or none can be made."""
+    import apsw
+
+    if to.exists():
+        raise unusable(to, "there is a file already; name a new one for the backup")
+    part = to.with_name(f"{to.name}.part")
+    source = open_reader(path, vfs)
+    try:
+        part.unlink(missing_ok=True)
+        part.touch(mode=0o600)
+        source.execute("BEGIN")
+        source.execute(
+            sql.READ_STATE
+        ).fetchall()  # from here on, what others write is not seen, and nothing starts anew
+        with apsw.Connection(str(part)) as copy:
+            with copy.backup("main", source, "main") as backup:
+                backup.step()
+            copy.execute(sql.RENAME_FILE)
+        copy.pragma("journal_mode", "delete")  # one file, to be copied as one
+        copy.close()
+        _sync(part)
+        part.rename(to)
+        _sync(to.parent)
+    except (apsw.Error, OSError) as error:
+        part.unlink(missing_ok=True)
+        raise unusable(to, f"the backup cannot be made ({error})") from None
+    finally:
+        source.close(True)
+
+
+def entries_after(connection: apsw.Connection, seq: int) -> Iterator[tuple[int, Entry]]:
+    """(number, entry), in order; each page is one look at the file, so nothing is kept open between them."""
+    while page := read_entries(connection, seq, PAGE_ROWS):
+        for seq, at_s, hold, line, subject, start_s, amount, kind, snapshot, note, _ in page:
+            yield (
+                seq,
+                Entry(
+                    at_s=at_s,
+                    hold=hold,
+                    account=(line, subject, start_s),
+                    amount_nano=amount,
+                    kind=kind,
+                    snapshot=snapshot,
+                    note=note,
+                ),
+            )
+
+
+def _sync(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

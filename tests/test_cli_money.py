@@ -1,0 +1,368 @@
+"""`tierwise balance` and `tierwise ledger`, as a person or a script runs them: against real gateways and real files."""
+
+from __future__ import annotations
+
+import asyncio
+import csv
+import io
+import json
+import os
+import pty
+import re
+import select
+import signal
+import sqlite3
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import yaml
+
+from tests.support.ledgers import a_hold
+from tests.test_cli import ENVIRON
+from tests.test_cli import run as process
+from tierwise import cli
+from tierwise.cli_balance import COLUMNS, dollars, picture
+from tierwise.cli_ledger import _period, cell
+from tierwise.core.budget import Budget, Charge
+from tierwise.core.errors import RequestError, TierwiseError
+from tierwise.stores.bills import DAY_S, day_of
+from tierwise.stores.journal_sql import ADD_ROLLUP
+from tierwise.stores.ledger import SqliteLedger
+from tierwise.stores.sqlite import SqliteJournal
+
+CONFIG = {
+    "models": {"simulated/small": {}, "simulated/large": {}},
+    "budgets": [{"scope": "user", "limit_usd": 5, "window": "day"}, {"scope": "session", "steps": 9}],
+    "keys": [{"name": "ada", "secret": "env:ADA_KEY", "user": "ada"}],
+}
+KEY = "tw-key-of-ada-1234567890"
+DAY = day_of("2026-11-03")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("money")
+    (path / "tierwise.yaml").write_text(yaml.safe_dump(CONFIG))
+    return path
+
+
+Run = Callable[..., "Ran"]
+
+
+class Ran(NamedTuple):
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """The command in this process, which is quicker; what only a process of its own shows is shown by one below."""
+
+    def command(*words: str, **environ: str) -> Ran:
+        capsys.readouterr()
+        with monkeypatch.context() as patch:
+            patch.setattr(sys, "argv", ["tierwise", *words])
+            for name, value in environ.items():
+                patch.setenv(name, value)
+            code = 0
+            try:
+                cli.main()
+            except SystemExit as stop:
+                code = stop.code if isinstance(stop.code, int) else 0
+        return Ran(code, *capsys.readouterr())
+
+    return command
+
+
+@pytest.fixture(scope="module")
+def served(folder: Path) -> Iterator[str]:
+    with gateway(folder) as url:
+        yield url
+
+
+@contextmanager
+def gateway(folder: Path, *words: str) -> Iterator[str]:
+    """A gateway process; its address."""
+    command = [sys.executable, "-m", "tierwise.cli", "serve", "--json", *(words or ("--port", "0"))]
+    environ = {**ENVIRON, "ADA_KEY": KEY}
+    process = subprocess.Popen(
+        command, cwd=folder, env=environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        assert line, process.communicate()[1]
+        yield json.loads(line)["url"]
+    finally:
+        process.send_signal(signal.SIGTERM)
+        _, errors = process.communicate(timeout=20)
+    assert process.returncode == 0 and "Traceback" not in errors
+
+
+def following(folder: Path, url: str, *words: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "tierwise.cli", "balance", "--watch", "--url", url, *words]
+    environ = {**ENVIRON, "TIERWISE_KEY": KEY}
+    return subprocess.Popen(command, cwd=folder, env=environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def ask(url: str) -> None:
+    body = json.dumps({"model": "simulated/small", "messages": [{"role": "user", "content": "hi"}]}).encode()
+    headers = {"content-type": "application/json", "authorization": f"Bearer {KEY}"}
+    with urllib.request.urlopen(urllib.request.Request(f"{url}/v1/chat/completions", body, headers), timeout=20) as got:
+        assert got.status == 200
+
+
+# ------------------------------------------------------------------------------------------------ balance
+
+
+def test_the_balance_of_a_running_gateway_once(served: str, run: Run) -> None:
+    ask(served)
+    ran = run("balance", "--url", served, "--session", "s", TIERWISE_KEY=KEY)
+    assert (ran.returncode, ran.stderr) == (0, "")
+    assert all(len(line) <= COLUMNS for line in ran.stdout.splitlines())
+    assert re.search(r"^user ada · day$", ran.stdout, re.M) and "limit $5.000000" in ran.stdout
+    assert re.search(r"^session s$", ran.stdout, re.M) and "0 of 9 steps" in ran.stdout
+    # Host and port as `serve` takes them, and JSON.
+    place = {"TIERWISE_HOST": "0.0.0.0", "TIERWISE_PORT": served.rpartition(":")[2]}
+    told = json.loads(run("balance", "--json", TIERWISE_KEY=KEY, **place).stdout)
+    assert told["balances"][0]["spent_nano"] > 0
+
+
+def test_a_balance_that_cannot_be_had(served: str, run: Run) -> None:
+    refused = run("balance", "--url", f"{served}/v1/", "--key", "wrong")
+    assert refused.returncode == 1 and "not known here" in refused.stderr and "TIERWISE_KEY" in refused.stderr
+    for words in ((), ("--watch",)):
+        ran = run("balance", "--url", "http://127.0.0.1:9", *words)
+        assert ran.returncode == 1 and "does not answer" in ran.stderr and "tierwise serve" in ran.stderr
+    ran = run("balance", "--url", f"{served}/elsewhere", "--key", KEY)
+    assert ran.returncode == 1 and "there is nothing at" in ran.stderr
+    for url in ("ftp://x", "http://x:y", "http://me@x"):
+        assert run("balance", "--url", url).returncode == 2
+    assert run("balance", "--url", served, "--key", "ключ\n").returncode == 2
+
+
+def test_a_balance_is_watched_as_it_falls_over_a_restart_until_control_c(folder: Path) -> None:
+    own = ("--state", "other")
+    with gateway(folder, "--port", "0", *own) as url:
+        watching = following(folder, url, "--json")
+        assert watching.stdout is not None and watching.stderr is not None
+        first = json.loads(watching.stdout.readline())
+        ask(url)
+        spent = [first["balances"][0]["spent_nano"]]
+        while True:
+            user = json.loads(watching.stdout.readline())["balances"][0]
+            assert user["limit_nano"] == user["spent_nano"] + user["held_nano"] + user["left_nano"]
+            spent.append(user["spent_nano"])
+            if spent[-1] > spent[0] and not user["held_nano"]:
+                break
+        assert spent == sorted(spent)
+    gone = watching.stderr.readline()
+    assert "trying again" in gone and url in gone
+    with gateway(folder, "--port", url.rpartition(":")[2], *own):
+        assert json.loads(watching.stdout.readline())["balances"][0]["spent_nano"] == spent[-1]
+        watching.send_signal(signal.SIGINT)
+        out, errors = watching.communicate(timeout=20)
+    assert watching.returncode == 130
+    assert "is back" in errors and "Traceback" not in errors + out
+
+
+def test_a_terminal_shows_one_picture_and_gets_its_cursor_back(folder: Path, served: str) -> None:
+    leader, follower = pty.openpty()
+    command = [sys.executable, "-m", "tierwise.cli", "balance", "--watch", "--url", served]
+    watching = subprocess.Popen(
+        command, cwd=folder, env={**ENVIRON, "TIERWISE_KEY": KEY}, stdin=follower, stdout=follower, stderr=follower,
+        start_new_session=True,
+    )  # fmt: skip
+    os.close(follower)
+    try:
+        shown = read_until(leader, "limit $5.000000")
+        ask(served)
+        shown += read_until(leader, "limit $5.000000")
+        watching.send_signal(signal.SIGINT)
+        shown += read_until(leader, None)
+        assert watching.wait(20) == 130
+    finally:
+        watching.kill()
+        os.close(leader)
+    assert "█" in shown and "Traceback" not in shown
+    assert shown.rfind("\x1b[?25h") > shown.rfind("\x1b[?25l") > -1, "the cursor is shown again"
+
+
+def read_until(terminal: int, text: str | None) -> str:
+    """What the terminal shows until this text; None: until it is closed."""
+    shown = b""
+    while text is None or text.encode() not in shown:
+        assert select.select([terminal], [], [], 20)[0], shown.decode("utf-8", "replace")
+        try:
+            more = os.read(terminal, 65_536)
+        except OSError:  # Linux says so when the other end is closed
+            more = b""
+        if not more:
+            assert text is None, shown.decode("utf-8", "replace")
+            break
+        shown += more
+    return shown.decode("utf-8", "replace")
+
+
+def balance_of(**more: Any) -> dict[str, Any]:
+    none = {name: {"limit": None, "used": 0} for name in ("steps", "calls", "tokens", "parallel")}
+    usual = {"scope": "user", "window": "day", "subject": "ada", "credit": False, "hard": True, "price_of_money": 1.0}
+    amounts = {"limit_nano": 10**9, "spent_nano": 400, "held_nano": 0, "left_nano": 10**9 - 400}
+    return {**usual, **amounts, **none, "starts_at": None, "resets_at": None, **more}
+
+
+def told(*balances: dict[str, Any]) -> dict[str, Any]:
+    return {"at": "2026-11-03T10:00:00Z", "price_of_money": 1.5, "causes": [], "balances": list(balances)}
+
+
+def test_a_picture_fits_and_moves_no_cursor() -> None:
+    lines = picture(
+        told(
+            balance_of(subject="\x1b[2J" + "x" * 300, resets_at="2026-11-04T00:00:00Z", price_of_money=1.5),
+            balance_of(credit=True, limit_nano=0, left_nano=0, spent_nano=0),
+            balance_of(limit_nano=10**19, left_nano=10**19, steps={"limit": 9, "used": 3}, hard=False),
+            balance_of(limit_nano=None, left_nano=None, tokens={"limit": 50_000, "used": 12_000}),
+        ),
+        "http://127.0.0.1:4100",
+    )
+    text = "\n".join(lines)
+    assert max(map(len, lines)) <= COLUMNS and "\x1b" not in text
+    for words in ("resets in 14 h 0 min", "credit of the user", "12,000 of 50,000 tokens", "3 of 9 steps", "soft"):
+        assert words in text
+    assert "nothing limits" in "\n".join(picture(told(), "x"))
+    with pytest.raises(TierwiseError):
+        picture({"balances": [{}]}, "x")
+
+
+@pytest.mark.parametrize(
+    ("nano", "text"),
+    [(0, "$0.000000"), (1, "$0.000000001"), (999, "$0.000000999"), (40_000, "$0.000040"), (5 * 10**9, "$5.000000"),
+     (10**18, "$1,000,000,000.00")],
+)  # fmt: skip
+def test_dollars(nano: int, text: str) -> None:
+    assert dollars(nano) == text
+
+
+# ------------------------------------------------------------------------------------------------ ledger
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> Path:
+    """A state folder with two calls in its ledger, one of them by a session that is named like a formula."""
+
+    async def make() -> None:
+        ledger = SqliteLedger(
+            tmp_path / "ledger.sqlite", (Budget(scope="user", limit_nano=10**9), Budget(scope="session")),
+            reserve_bytes=4096, clock=lambda: DAY * DAY_S + 60,
+        )  # fmt: skip
+        for number, session in enumerate(("s", '=HYPERLINK("http://x")')):
+            hold = a_hold(f"h{number}", 2_000, model="openai/gpt-5", session=session, at_s=(DAY + number) * DAY_S)
+            assert await ledger.hold(hold) is None
+            ledger.settle(hold.id, Charge(cost_nano=1_000 + number))
+        await ledger.grant("=1+1", "user", "ada", 5)
+        await ledger.close()
+        journal = SqliteJournal(tmp_path / "journal.sqlite")
+        journal._connection.execute(ADD_ROLLUP, (DAY * 24 + 3, "openai/gpt-5", "", 1, 1_000, 0, 0, 0, 12, 34))
+        await journal.close()
+
+    asyncio.run(make())
+    return tmp_path
+
+
+def test_audit(state: Path, run: Run) -> None:
+    ran = run("ledger", "audit", "--state", str(state))
+    assert (ran.returncode, ran.stdout) == (0, f"{state / 'ledger.sqlite'}: sound\n")
+    with sqlite3.connect(state / "ledger.sqlite") as tampered:
+        tampered.execute("UPDATE entry SET amount_nano = 1 WHERE seq = 1")
+        tampered.execute("DELETE FROM hold WHERE id = 'h1'")
+    tampered.close()
+    ran = run("ledger", "audit", TIERWISE_STATE=str(state))
+    assert ran.returncode == 1 and len(ran.stdout.splitlines()) >= 3 and "entry 1 " in ran.stdout
+    found = json.loads(run("ledger", "audit", "--state", str(state), "--json").stdout)
+    assert (found["ok"], found["faults"]) == (False, ran.stdout.splitlines())
+    ran = run("ledger", "audit", "--state", str(state / "none"))
+    assert ran.returncode == 2 and "there is no ledger here" in ran.stderr and not (state / "none").exists()
+
+
+def test_export(state: Path, run: Run) -> None:
+    lines = run("ledger", "export", "--state", str(state)).stdout.splitlines()
+    rows = [json.loads(line) for line in lines]
+    assert [row["seq"] for row in rows] == [1, 2, 3, 4, 5]
+    assert {(row["model"], row["amount_usd"]) for row in rows[:2]} == {("openai/gpt-5", "0.000001")}
+    assert rows[-1]["kind"] == "grant" and rows[-1]["note"] == "=1+1"
+    text = run("ledger", "export", "--state", str(state), "--format", "csv").stdout
+    table = list(csv.DictReader(io.StringIO(text)))
+    assert [row["seq"] for row in table] == ["1", "2", "3", "4", "5"] and list(table[0]) == list(rows[0])
+    assert table[-1]["note"] == "'=1+1"
+    assert not any(value.startswith(("=", "+", "-", "@", "\t", "\r")) for row in table for value in row.values())
+    assert run("ledger", "export", "--state", str(state), "--since", "2026-11-04").stdout == ""
+    refused = run("ledger", "export", "--state", str(state), "--since", "soon")
+    assert refused.returncode == 2 and "--since" in refused.stderr
+
+
+@pytest.mark.parametrize("start", ["=", "+", "-", "@", "\t", "\r", "\n", "＝"])
+def test_no_cell_is_a_formula(start: str) -> None:
+    assert cell(f"{start}1+1") == f"'{start}1+1"
+    assert (cell("1=1"), cell(-5), cell(None)) == ("1=1", -5, "")
+
+
+def test_backup(state: Path, run: Run) -> None:
+    copy = state / "copies" / "ledger.sqlite"
+    copy.parent.mkdir()
+
+    async def while_a_gateway_writes() -> subprocess.CompletedProcess[str]:
+        words = ("ledger", "backup", str(copy), "--state", str(state))
+        ledger = SqliteLedger(state / "ledger.sqlite", (), reserve_bytes=4096)
+        try:
+            return await asyncio.to_thread(process, *words, cwd=state)
+        finally:
+            await ledger.close()
+
+    assert asyncio.run(while_a_gateway_writes()).returncode == 0
+    assert run("ledger", "audit", "--state", str(copy.parent)).returncode == 0
+    assert copy.stat().st_mode & 0o077 == 0
+    again = run("ledger", "backup", str(copy), "--state", str(state))
+    assert again.returncode == 2 and "already" in again.stderr
+
+
+def test_reconcile(state: Path, run: Run) -> None:
+    bill = state / "bill.csv"
+    bill.write_text("date,model,cost_usd\n2026-11-03,gpt-5-2025-08-07,0.000001030\n2026-11-04,dall-e,0.5\n")
+    words = ("ledger", "reconcile", str(bill), "--provider", "openai", "--period", "2026-11", "--state", str(state))
+    ran = run(*words)
+    assert ran.returncode == 1, ran.stderr
+    assert re.search(r"2026-11-03 +openai/gpt-5 +0\.000001000 +0\.000001030 +0\.000000030 +\+3\.00%", ran.stdout)
+    assert "Never called through this ledger: openai/dall-e" in ran.stdout and "--post" in ran.stdout
+    found = json.loads(run(*words, "--json").stdout)
+    assert found["total"]["difference_nano"] == 30 + 500_000_000 - 1_001
+    assert found["rows"][0]["our_tokens"] == {"input": 12, "output": 34}
+    ran = run(*words, "--post")
+    assert ran.returncode == 0 and "Posted 3 variance entries to variance/openai" in ran.stdout
+    assert run("ledger", "audit", "--state", str(state)).returncode == 0
+    ran = run(*words)
+    assert ran.returncode == 0 and "agree to the nano-dollar" in ran.stdout
+    bill.write_text("date,model,cost_usd\n2026-11-03,gpt-5,much\n")
+    ran = run(*words)
+    assert ran.returncode == 2 and "line 2" in ran.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "first", "days"),
+    [("2026-11", "2026-11-01", 30), ("2028-02", "2028-02-01", 29), ("2026-12-31", "2026-12-31", 1)],
+)
+def test_periods(text: str, first: str, days: int) -> None:
+    found = _period(text)
+    assert (found[0], found[1] - found[0] + 1) == (day_of(first), days)
+
+
+@pytest.mark.parametrize("text", ["2026", "2026-13", "november", "2026-02-30"])
+def test_what_is_no_period(text: str) -> None:
+    with pytest.raises(RequestError, match="--period"):
+        _period(text)

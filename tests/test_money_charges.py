@@ -1,0 +1,211 @@
+"""What a call is charged: never nothing once it was sent, in full where it is above the hold, and by whose count."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from tests.support.gateway import CHEAP, Gateway, world
+from tests.support.replies import Tokens, dump, openai_body, openai_events
+from tests.support.upstream import (
+    Exchange,
+    FakeUpstream,
+    Step,
+    endless_stream,
+    hang_before_headers,
+    hang_mid_stream,
+    no_usage,
+    openai_reply,
+    openai_stream,
+    truncated_chunked,
+)
+from tierwise.core.money import PriceRow, Rates
+from tierwise.routing import streams
+from tierwise.routing.ratios import LEAST, MOST, Ratios
+
+# ------------------------------------------------------------------------------------------------ what is charged
+
+
+async def test_a_bill_above_the_hold_is_charged_closes_the_budget_and_is_told_once_a_minute(tmp_path: Path) -> None:
+    """B7: ten times the hold."""
+    budgets = [{"scope": "organisation", "limit_usd": 0.01}]
+    vast = {"prompt_tokens": 20_000, "completion_tokens": 1_000, "total_tokens": 21_000}
+    async with FakeUpstream(openai_reply(usage=vast)) as one, Gateway(tmp_path, world(one, budgets=budgets)) as gateway:
+        assert (await gateway.ask(max_tokens=100)).status == 200
+        assert gateway.ledger.cost_nano == 24_000_000
+        tally, held = gateway.router.tally, gateway.ledger.holds[0][0].amount_nano
+        assert (tally.overages, tally.overage_nano) == (1, 24_000_000 - held)
+        assert gateway.ledger.overage_nano == tally.overage_nano
+        heard = await gateway.ask(max_tokens=1)
+        assert (heard.status, len(one.requests)) == (402, 1)
+        assert gateway.log.count("above what was held") == 1 and "organisation budget" in gateway.log
+        await gateway.apply({**gateway.config, "budgets": [{"scope": "organisation", "limit_usd": 1}]})
+        assert (await gateway.ask(max_tokens=100)).status == 200
+        assert gateway.log.count("above what was held") == 1 and tally.overages == 2
+
+
+ZERO = {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}
+
+
+WAYS_OUT: dict[str, tuple[Step, bool]] = {
+    "plain, no usage": (no_usage, False),
+    "plain, zero usage": (openai_reply(usage=ZERO), False),
+    "plain, only the output told": (openai_reply(usage={**ZERO, "completion_tokens": 7}), False),
+    "plain, silence": (hang_before_headers, False),
+    "stream, no usage": (no_usage, True),
+    "stream, zero usage": (openai_stream(usage=ZERO, always_usage=True), True),
+    "stream, only the output told": (openai_stream(usage={**ZERO, "completion_tokens": 7}, always_usage=True), True),
+    "stream, cut before its first word": (truncated_chunked(()), True),
+    "stream, cut after it": (truncated_chunked(openai_events("cheap")[:3]), True),
+    "stream, silence": (hang_before_headers, True),
+    "stream, silence after the first word": (hang_mid_stream(openai_events("cheap")[:3]), True),
+}
+
+
+@pytest.mark.parametrize("name", WAYS_OUT)
+async def test_what_was_sent_is_never_free(tmp_path: Path, name: str) -> None:
+    """S3: every way out of a call whose provider did not say what it costs."""
+    step, stream = WAYS_OUT[name]
+    async with (
+        FakeUpstream(step) as one,
+        Gateway(tmp_path, world(one, hurry={"first_token_ms": 150, "idle_ms": 150}, policy={"attempts": 1})) as gateway,
+    ):
+        await gateway.ask(stream=stream or None, max_tokens=50)
+        await gateway.settled()
+        ((_, charge),) = gateway.ledger.charges
+        assert charge.kind == "estimated" and charge.cost_nano >= gateway.ledger.holds[0][0].least_nano > 0, charge
+        assert charge.cost_nano <= gateway.ledger.holds[0][0].amount_nano
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["plain", "stream"])
+async def test_who_goes_before_the_first_word_has_had_the_prompt_read(tmp_path: Path, stream: bool) -> None:
+    async with FakeUpstream(hang_before_headers) as one, Gateway(tmp_path, world(one)) as gateway:
+        asking = asyncio.create_task(gateway.ask(stream=stream or None, max_tokens=50))
+        await one.seen(1)
+        asking.cancel()
+        await asyncio.gather(asking, return_exceptions=True)
+        await one.requests[0].gone.wait()
+        await gateway.settled()
+        ((_, charge),) = gateway.ledger.charges
+        assert charge.kind == "estimated" and charge.cost_nano >= gateway.ledger.holds[0][0].least_nano > 0
+
+
+async def test_an_endless_stream_under_a_budget_is_cut_at_what_is_held(tmp_path: Path) -> None:
+    """S9: spent is the hold and what was in flight: a chunk of the socket."""
+    budgets = [{"scope": "organisation", "limit_usd": 1}]
+    async with FakeUpstream(endless_stream()) as one, Gateway(tmp_path, world(one, budgets=budgets)) as gateway:
+        for ceiling in (20, 200, 900):
+            heard = await gateway.ask(stream=True, max_tokens=ceiling)
+            assert not heard.whole and heard.stream_error["code"] == "over_ceiling"
+            await gateway.settled()
+            hold, charge = gateway.ledger.holds[-1][0], gateway.ledger.charges[-1][1]
+            in_flight = 2 * 65_536 // len(openai_events("cheap", "more ", pieces=1)[1])
+            assert ceiling <= charge.usage.output_tokens, (ceiling, charge)
+            assert charge.cost_nano <= hold.amount_nano + 4_000 * (in_flight + 8), (ceiling, charge)
+
+
+async def test_what_has_been_streamed_is_noted_before_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(streams, "CHECKPOINT_S", 0.0)
+    begun, free = asyncio.Event(), asyncio.Event()
+    events = openai_events("cheap", "word " * 400, pieces=8)
+
+    async def step(x: Exchange) -> None:
+        await x.start_stream()
+        for event in events[:2]:
+            await x.chunk(event)
+        await begun.wait()
+        for event in events[2:6]:
+            await x.chunk(event)
+        await free.wait()
+        for event in events[6:]:
+            await x.chunk(event)
+        await x.chunk(b"")
+
+    async with (
+        FakeUpstream(step) as one,
+        Gateway(tmp_path, world(one)) as gateway,
+        gateway.streaming(max_tokens=900) as response,
+    ):
+        read = b""
+        while read.count(b"word") < 4 * 50:
+            read += await response.content.readany()
+            begun.set()
+        (held,) = gateway.ledger.books._open.values()
+        assert gateway.ledger.holds[0][0].least_nano < held.row.least_nano < held.row.amount_nano
+        free.set()
+        await response.read()
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["plain", "stream"])
+@pytest.mark.parametrize(("tier", "dollars"), [("default", 1), ("priority", 2), (None, 2), ("scale-9", 2)])
+async def test_a_call_is_priced_at_the_service_it_was_served_at(
+    tmp_path: Path, stream: bool, tier: str | None, dollars: int
+) -> None:
+    """K3: OpenAI steps a priority call down when it is full, says so and bills less."""
+
+    async def step(x: Exchange) -> None:
+        said = {} if tier is None else {"service_tier": tier}
+        if not x.seen.stream:
+            await x.reply(dump({**openai_body("cheap", "Hi", Tokens(100, 0)), **said}))
+            return
+        await x.start_stream()
+        for event in openai_events("cheap", "Hi", usage=Tokens(100, 10)):
+            if said and event.startswith(b"data: {"):
+                event = b"data: " + dump({**json.loads(event[6:]), **said}) + b"\n\n"
+            await x.chunk(event)
+        await x.chunk(b"")
+
+    async with FakeUpstream(step) as one, Gateway(tmp_path, world(one)) as gateway:
+        snapshot = gateway.router.snapshot
+        model = snapshot.catalogue.models[CHEAP]
+        assert model.price
+        rows = (*model.price.rows, PriceRow(Rates.of(2_000_000_000, 8_000_000_000), service="priority"))
+        dear = msgspec.structs.replace(model, price=msgspec.structs.replace(model.price, rows=rows))
+        models = {**snapshot.catalogue.models, CHEAP: dear}
+        catalogue = msgspec.structs.replace(snapshot.catalogue, models=models)
+        gateway.router.swap(msgspec.structs.replace(snapshot, catalogue=catalogue))
+        heard = await gateway.ask(stream=stream or None, service_tier="priority", max_tokens=50)
+        assert heard.status == 200, heard
+        await gateway.settled()
+        ((_, charge),) = gateway.ledger.charges
+        usage = charge.usage
+        assert charge.cost_nano == (usage.prompt_tokens + 4 * usage.completion_tokens) * dollars * 1_000
+
+
+# ------------------------------------------------------------------------------------------------ ratios
+
+
+async def test_what_providers_report_teaches_our_own_count(tmp_path: Path) -> None:
+    """Used where a provider does not say, and never for a bound or a decision."""
+    text = [{"role": "user", "content": "Tell me about the rivers of France, please. " * 20}]
+    async with FakeUpstream() as one, Gateway(tmp_path, world(one)) as gateway:
+        one.default = no_usage
+        await gateway.ask(messages=text)
+        before = gateway.ledger.charges[-1][1].usage.input_tokens
+        one.default = openai_reply(usage=Tokens(2 * before, 5))
+        for _ in range(60):
+            await gateway.ask(messages=text)
+        one.default = no_usage
+        await gateway.ask(messages=text)
+        after = gateway.ledger.charges[-1][1].usage.input_tokens
+        assert 1.9 * before <= after <= 2 * before + 1
+        holds = [hold for hold, _ in gateway.ledger.holds]
+        assert len({(hold.amount_nano, hold.tokens) for hold in holds}) == 1
+        records = await gateway.records()
+        assert len({record.episode.features for record in records}) == 1
+
+
+def test_a_ratio_is_bounded_steady_and_of_one_model() -> None:
+    ratios = Ratios()
+    for estimated, reported in ((100, 10**9), (100, 1), (10, 1_000), (100, 0), (100, -3)):
+        ratios.learn("odd", estimated, reported)
+        assert LEAST <= ratios.of("odd").value <= MOST
+    for _ in range(500):
+        ratios.learn("m", 100, 130)
+    ratios.learn("m", 100, 400)
+    assert 1.29 < ratios.of("m").value < 1.3 + 0.05 * 2.8 and ratios.of("m").reports == 501
+    assert ratios.expected("new", 70) == 70 and ratios.expected("m", 0) == 1

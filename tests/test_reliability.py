@@ -1,0 +1,75 @@
+"""The reliability runs in their fast form: each meets its bar, and each finds what was broken on purpose.
+
+The full form is `make reliability`; docs/reliability.md has its table. What takes longer than a moment even when it is
+small (processes that are killed, crowds over HTTP) is only there, or among the tests of its own subject.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from scripts.reliability import books, crashes, disks, prices, report
+from scripts.reliability.__main__ import arguments, play, runs
+from scripts.reliability.bars import Found, Run, Scale
+from tests.support.simulator import simulate
+
+FAST = {
+    "bar7 B3 B4": books.races,
+    "bar8 B5 B6 B11 I1 I2 I3 I4 I5": books.simulator,
+    "bar8 B5 model": books.model,
+    "b13 B13": books.first_comers,
+    "k1 K1": books.clocks,
+    "b10 B10": books.rollover,
+    "k2 K2": books.pinned,
+    "bar10 B9": prices.rounding,
+    "k3 K3": prices.tiers,
+    "bar3 bar5 C1 C2": crashes.kills,
+    "bar4 D3": disks.power,
+    "bar9 D1 D2": disks.failing,
+    "d5 D5": disks.flipped,
+    "d6 D6": disks.second,
+}
+
+
+@pytest.mark.parametrize("codes", list(FAST))
+def test_a_run_meets_its_bar_and_finds_its_mutant(codes: str) -> None:
+    found = FAST[codes](Scale())
+    assert found.met, found
+    assert found.caught, found
+
+
+def test_one_seed_is_one_run() -> None:
+    assert simulate(17) == simulate(17)
+    assert simulate(17).events != simulate(18).events
+
+
+def test_every_run_has_a_name_and_codes_of_its_own() -> None:
+    every = runs()
+    assert len({run.name for run in every}) == len(every)
+    assert all(run.codes and run.what and run.bar for run in every)
+    assert arguments(["--only", "bar1,bar8", "--fast"]).only == ["bar1", "bar8"]
+
+
+def test_a_bar_that_is_missed_and_a_mutant_that_is_not_found_both_fail() -> None:
+    for met, caught, told in ((True, True, "met"), (False, True, "**not met**"), (True, False, "mutant missed")):
+        found = Found("3 of x", "1 | 2", met, "broken", caught)
+        row, good = play(Run("a", "B1", "what", "bar", lambda scale, found=found: found), Scale())
+        assert good == (met and caught) and row[6] == told and row[4] == "1 \\| 2"
+
+
+def test_a_run_replaces_its_own_row_and_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(f"# Before\n\n{report.BEGIN}\n{report.END}\n\nAfter.\n")
+    monkeypatch.setattr(report, "PAGE", page)
+    cells = ["B1", "what | ever".replace("|", "\\|"), "n", "figure", "bar", "met", "–", "1.0", "now"]
+    report.write({"b": ["b", *cells]}, ["a", "b"])
+    report.write({"a": ["a", *cells]}, ["a", "b"])
+    report.write({"b": ["b", *cells[:3], "other", *cells[4:]]}, ["a", "b"])
+    text = page.read_text()
+    assert text.startswith("# Before\n") and text.endswith("\nAfter.\n")
+    lines = [line for line in text.splitlines() if line.startswith("| ")]
+    assert [line.split(" | ")[0] for line in lines[1:]] == ["| a", "| b"]
+    assert "figure" in lines[1] and "other" in lines[2] and "what \\| ever" in lines[2], json.dumps(lines)
