@@ -292,7 +292,7 @@ def test_why_looks_into_the_folder_that_is_named(past: Any, tmp_path: Path) -> N
 def test_an_address_in_use_is_told(past: Any, tmp_path: Path) -> None:
     with serving(tmp_path) as facts:
         port = facts["url"].rpartition(":")[2]
-        ran = run("serve", "--port", port, cwd=tmp_path)
+        ran = run("serve", "--port", port, "--state", "another", cwd=tmp_path)
         assert ran.returncode == 2
         assert port in ran.stderr
 

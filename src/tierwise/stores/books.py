@@ -18,6 +18,7 @@ from tierwise.core.request import Hints, Payer
 from tierwise.stores.accounts import RECENT_KEPT, Account, Counts, Key, Line, Load, Standing, faults_of, money_of
 from tierwise.stores.admission import amount_of, denial, refusals, without_last
 from tierwise.stores.ledger_rows import Changes, Entry, EntryKind, HoldRow, HoldState
+from tierwise.stores.lines import Lines
 
 # Entries that the audit in memory sums up one by one; older ones are carried forward as one sum each.
 ENTRIES_KEPT = 20_000
@@ -50,7 +51,7 @@ class Books:
         self._load_hold = load_hold
         self._live: dict[Key, Account] = {}  # those with open holds
         self._dirty: dict[Key, Account] = {}
-        self._lines = [Line(budget, load, live=self._alive) for budget in budgets]
+        self._lines = Lines(Line(budget, load, live=self._alive) for budget in budgets)
         self._caps = Line(
             Budget(scope="request"), load, live=self._alive
         )  # limits that callers put on their own requests
@@ -285,7 +286,7 @@ class Books:
             else:
                 self._dirty |= {account.key: account for account in line.change(budget)}
             lines.append(line)
-        self._lines = lines
+        self._lines = Lines(lines)
 
     def restore(self, rows: list[HoldRow], prepaid: list[tuple[str, str]]) -> None:
         """After a restart: the holds that were open, whose ends nobody saw, and who has a credit."""
@@ -325,7 +326,8 @@ class Books:
 
     def _passes(self, payer: Payer, hints: Hints) -> list[tuple[Line, str]]:
         session, workflow = hints.session or "", hints.workflow or ""
-        found = [(line, subject) for line in self._lines for subject in line.subjects(payer, session, workflow, "")]
+        lines = self._lines.of(payer)
+        found = [(line, subject) for line in lines for subject in line.subjects(payer, session, workflow, "")]
         return [*found, *self._prepaid_lines(payer)]
 
     def _prepaid_lines(self, payer: Payer) -> list[tuple[Line, str]]:
@@ -339,7 +341,7 @@ class Books:
         request = hold.request or hold.id
         found = [
             line.standing(subject, hold.at_s)
-            for line in self._lines
+            for line in self._lines.of(hold.payer)
             for subject in line.subjects(hold.payer, hold.session, hold.workflow, request)
         ]
         for each in found:
