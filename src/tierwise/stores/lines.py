@@ -31,7 +31,7 @@ class Lines:
         """Every line that this payer's calls can fall on; some of them may not match all the same."""
         if not self._for:
             return self._all
-        who = [("key", key) for key in (payer.key, *payer.within)]
+        who = [("key", key) for key in dict.fromkeys((payer.key, *payer.within))]
         who += [("user", payer.user), ("team", payer.team), ("organisation", payer.organisation)]
         found = [*self._for_all, *(pair for each in who for pair in self._for.get(each, ()))]
         found.sort(key=lambda pair: pair[0])
