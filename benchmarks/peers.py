@@ -33,7 +33,7 @@ class Peer:
 
 
 def peers() -> list[Peer]:
-    return [direct(), nginx(), stack(), litellm(), tierwise()]
+    return [direct(), nginx(), stack(), litellm(), tierwise(), tierwise(durable=False)]
 
 
 def direct() -> Peer:
@@ -115,21 +115,26 @@ def litellm() -> Peer:
     return Peer("LiteLLM", version, "bench", start, "/health/liveliness", ready_limit_s=120)
 
 
-def tierwise() -> Peer:
+# The peer whose latency is held against the gates, which leave the disk out.
+NOT_DURABLE = "Tierwise, ledger in memory"
+
+
+def tierwise(*, durable: bool = True) -> Peer:
     version = _printed([sys.executable, "-c", "from importlib.metadata import version; print(version('tierwise'))"])
+    program = "tierwise.cli" if durable else "benchmarks.ledger_off"
 
     def start(folder: Path, port: int, upstream: int) -> Process:
         config = folder / "tierwise.yaml"
         config.write_text(TIERWISE.format(port=port, upstream=upstream, key=KEY))
-        command = [sys.executable, "-m", "tierwise.cli", "serve", "--config", str(config), "--port", str(port)]
-        return Process(
-            [*command, "--state", str(folder / "state")], folder / "tierwise.log", {KEY: "bench"}, cwd=folder
-        )
+        command = [sys.executable, "-m", program, "serve", "--config", str(config), "--port", str(port)]
+        root = Path(__file__).parent.parent
+        return Process([*command, "--state", str(folder / "state")], folder / "tierwise.log", {KEY: "bench"}, cwd=root)
 
-    return Peer("Tierwise", version, "auto", start, "/readyz", ready_limit_s=30)
+    return Peer("Tierwise" if durable else NOT_DURABLE, version, "auto", start, "/readyz", ready_limit_s=30)
 
 
-# Two tiers behind one mock, priced by their owner, the default policy: features, decision, holds and journal are on.
+# Two tiers behind one mock, priced by their owner, the default policy, five budgets above every request: features,
+# decision, holds and journal are on.
 TIERWISE = """
 server: {{host: 127.0.0.1, port: {port}}}
 providers:
@@ -137,6 +142,12 @@ providers:
 models:
   acme/small: {{tier: fast, context_tokens: 128000, price: {{input_usd_per_mtok: 0.05, output_usd_per_mtok: 0.20}}}}
   acme/large: {{tier: frontier, context_tokens: 200000, price: {{input_usd_per_mtok: 3, output_usd_per_mtok: 15}}}}
+budgets:
+  - {{scope: organisation, limit_usd: 1000000, window: month}}
+  - {{scope: team, limit_usd: 500000, window: month}}
+  - {{scope: user, limit_usd: 100000, window: day}}
+  - {{scope: key, calls: 100000000, tokens: 1000000000000, window: hour}}
+  - {{scope: session, limit_usd: 100000, steps: 1000000}}
 """
 
 

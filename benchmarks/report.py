@@ -10,6 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.peers import NOT_DURABLE
+
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "performance.md"
 BEGIN, END = "<!-- benchmark: begin -->", "<!-- benchmark: end -->"
@@ -67,8 +69,8 @@ STACK_THERE_US = 108
 GATES = (
     Gate("throughput at c=64, × LiteLLM", lambda f: ratio(f, "c64_per_s"), (20, 40, 73), "×", least=True),
     Gate("CPU per request (c=64)", lambda f: of(f, "c64_cpu_us"), (400, 200, 132), "µs"),
-    Gate("added p50 at c=1", lambda f: added(f, "c1_p50_us"), (500, 250, 120), "µs"),
-    Gate("added p99 at c=1", lambda f: added(f, "c1_p99_us"), (2000, 1000, 500), "µs"),
+    Gate("added p50 at c=1, ledger in memory", lambda f: added(f, "c1_p50_us", NOT_DURABLE), (500, 250, 120), "µs"),
+    Gate("added p99 at c=1, ledger in memory", lambda f: added(f, "c1_p99_us", NOT_DURABLE), (2000, 1000, 500), "µs"),
     Gate("streams per second at c=16", lambda f: of(f, "streams_per_s"), (640, 3000, 6000), "/s", least=True),
     Gate("RSS idle", lambda f: of(f, "rss_idle_mb"), (150, 90, 60), "MB"),
     Gate("RSS after load", lambda f: of(f, "rss_loaded_mb"), (200, 120, 80), "MB"),
@@ -131,7 +133,7 @@ def markdown(run: Run) -> str:
     lines += [
         f"{run.rounds} interleaved rounds, {run.seconds:g} s a load, medians (± half the range over the rounds). "
         f"Load: {run.generator}. Upstream: {run.mock}. One worker each. "
-        "Tierwise with features, decision, holds and journal on.",
+        "Tierwise with features, decision, five budgets in the ledger, and journal on.",
         "",
     ]
     lines += ["### Against the gates", ""]

@@ -32,6 +32,7 @@ from tierwise.core.request import Features, Hints, Payer, Task
 from tierwise.core.snapshot import Snapshot, build
 from tierwise.core.weigh import charged_nano
 from tierwise.stores.books import Books
+from tierwise.stores.reading import money_of
 from tierwise.stores.windows import DAY_S
 
 START_S = 1_780_272_000  # 2026-06-01 00:00 UTC: a Monday, and the first day of a month of 30 days
@@ -189,7 +190,7 @@ def run(
         while ending and ending[0][0] <= each.at_s:
             at_s, hold_id, charge = heapq.heappop(ending)
             books.settle(hold_id, charge, at_s)
-        money = books.money(PAYER, Hints(), each.at_s)
+        money = money_of(books.passes(PAYER, Hints()), each.at_s)
         if arm.price is not None:
             money = Lambda(arm.price, left_nano=money.left_nano, scope=money.scope)
         day = (each.at_s - START_S) // DAY_S

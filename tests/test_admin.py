@@ -10,6 +10,7 @@ import urllib.error
 import urllib.request
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,9 +21,13 @@ from tests.support.management import asked, opened, violations
 from tests.support.upstream import FakeUpstream
 from tests.test_cli import serving
 from tierwise import cli
+from tierwise.config_registry import Runtime
 from tierwise.core import keys as rule
-from tierwise.core.keys import Grant
+from tierwise.core.keys import Credit, Grant
+from tierwise.core.request import Hints, Payer
 from tierwise.server.desk import Desk
+from tierwise.stores.ledger import SqliteLedger
+from tierwise.stores.registry import SqliteRegistry
 
 ROOT = {"name": "root", "secret": "env:BOB_KEY", "admin": True}
 
@@ -95,6 +100,26 @@ async def test_budgets_and_credits_count_from_the_next_request_on(office: Office
     assert (await office.do("POST", "credits", {**credit, "id": "c2", "amount_usd": 1})).status == 200
     assert (await office.ask(ADA)).status == 200
     assert len((await office.do("GET", "credits")).json["data"]) == 2
+
+
+async def test_many_credits_are_few_commits(tmp_path: Path) -> None:
+    """Every start tries them all, and whoever is revoked meanwhile must not wait for that."""
+    registry = SqliteRegistry(tmp_path / "registry.sqlite")
+    for number in range(30):
+        registry.add_credit(Credit(id=f"c{number}", scope="user", subject="ada", amount_nano=10**9))
+    ledger = SqliteLedger(tmp_path / "ledger.sqlite", reserve_bytes=1)
+    app: Any = SimpleNamespace(router=SimpleNamespace(ledger=ledger))
+    for _ in range(2):
+        setup: Any = SimpleNamespace(budgets=(), keys=())
+        runtime = Runtime(registry, setup)
+        runtime.attach(app)
+        before = ledger.commits
+        await runtime.refresh()
+        assert ledger.commits - before <= 2
+        (balance,) = ledger.balances(Payer(user="ada"), Hints())
+        assert balance.limit_nano == 30 * 10**9
+    await ledger.close()
+    registry.close()
 
 
 async def test_a_file_s_budget_can_be_tightened_and_never_loosened(office: Office) -> None:

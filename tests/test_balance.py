@@ -16,12 +16,16 @@ from tests.support.callers import DIALECTS, OPENAI
 from tests.support.gateway import ADA, BOB, CHEAP, KEYS, Gateway, world
 from tests.support.replies import USUAL
 from tests.support.upstream import Exchange, FakeUpstream, well_formed
-from tierwise.core.budget import Balance
-from tierwise.routing.trace import least_left
+from tierwise.core.budget import Budget
+from tierwise.core.request import Hints, Payer
+from tierwise.routing.trace import tightest_of
 from tierwise.server import balance
+from tierwise.stores.memory import MemoryLedger
 
 COST = (USUAL.input * 1 + USUAL.output * 4) * 1_000  # nano-dollars of one usual reply
 USD = 10**9
+NOON = 1_767_182_400
+PAYER = Payer(user="ada", team="search")
 BUDGETS: list[dict[str, Any]] = [
     {"scope": "request", "limit_usd": 0.2},
     {"scope": "session", "limit_usd": 0.25, "window": "lifetime"},
@@ -317,12 +321,20 @@ async def test_without_budgets_nothing_is_said(tmp_path: Path) -> None:
         assert (told["balances"], told["left_usd"], told["least_left_in"]) == ([], None, None)
 
 
-def test_the_least_left() -> None:
-    def a(limit: int | None, spent: int = 0, held: int = 0, **more: Any) -> Balance:
-        fields = {"scope": "user", "window": "day", **more}
-        return Balance(limit_nano=limit, spent_nano=spent, held_nano=held, **fields)
+async def test_the_least_left_is_that_of_the_tightest_hard_balance() -> None:
+    def left(*budgets: Budget) -> int | None:
+        ledger = MemoryLedger(budgets, lambda: float(NOON))
+        for line in ledger.books._lines:
+            for subject in line.subjects(PAYER, "", "", ""):
+                account = line.standing(subject, NOON).account
+                account.posted_nano, account.pending_nano = 2, 3
+        found, tightest = ledger.left_nano(PAYER, Hints()), tightest_of(ledger.balances(PAYER, Hints()))
+        assert found == (tightest[0] if tightest else None)
+        return found
 
-    assert least_left(()) is None and least_left((a(None), a(5, hard=False), a(3, scope="request"))) is None
-    assert least_left((a(10, 2, 3), a(9, 1, 1))) == 5
-    assert least_left((a(10, 2, 3),), 3) == 8
-    assert least_left((a(10, 12, 3),), 3) == 0, "an overdraft is not made up for by what is given back"
+    user = Budget(scope="user", limit_nano=10, window="day")
+    assert left() is None
+    assert left(Budget(scope="user", calls=3), Budget(scope="user", limit_nano=1, hard=False)) is None
+    assert left(Budget(scope="request", limit_nano=1), user) == 5
+    assert left(user, Budget(scope="team", limit_nano=9, window="day", rolling=True)) == 4
+    assert left(Budget(scope="user", limit_nano=3), user) == -2, "after an overage"

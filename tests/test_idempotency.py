@@ -158,3 +158,12 @@ async def test_replies_are_kept_within_their_number_their_bytes_and_a_day(monkey
     assert isinstance(once, Once) and replays.running == {"new"}
     once.end()
     assert replays.running == set()
+
+
+def test_a_reply_that_takes_another_s_place_takes_its_bytes_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(idempotency, "BYTES_KEPT", 3_000)
+    replays = Replays()
+    for day in range(10):
+        replays.put(Payer(), "every day", f"d-{day}", Kept(b"x" * 500, ()))
+        replays.put(Payer(), "too", f"d-{day}", Kept(b"x" * 500, ()))
+        assert len(replays._kept) == 2

@@ -253,8 +253,11 @@ async def test_a_disk_that_does_not_answer_refuses_who_waits_and_holds_nothing_o
         answers = threading.Event()
         disk.before = lambda: answers.wait(20) and None
         ledger.settle("under way", Charge(cost_nano=5))
+        claim = asyncio.create_task(ledger.claim(ADA, "key", "f", "d"))
         with pytest.raises(Unavailable):
             await ledger.hold(a_hold("a", 10))
+        with pytest.raises(Unavailable):
+            await claim
         with pytest.raises(Unavailable):
             await ledger.hold(a_hold("b", 10))
         assert ledger.open_holds() == 0
@@ -263,6 +266,7 @@ async def test_a_disk_that_does_not_answer_refuses_who_waits_and_holds_nothing_o
         monkeypatch.setattr(ledger_commits, "STUCK_S", 10.0)
         await sound_again(ledger)
         assert await ledger.hold(a_hold("c", 10)) is None
+        assert await ledger.claim(ADA, "key", "f", "again") is None, "who was refused has not used the key"
         await ledger.drain()
         assert on_the_disk(tmp_path) == {"under way": ("settled", 5), "a": ("released", 0), "c": ("open", 0)}
     assert list(audit(tmp_path / "ledger.sqlite")) == []

@@ -94,6 +94,30 @@ async def test_who_goes_before_the_first_word_has_had_the_prompt_read(tmp_path: 
         assert charge.kind == "estimated" and charge.cost_nano >= gateway.ledger.holds[0][0].least_nano > 0
 
 
+async def test_who_goes_while_a_helper_is_asked_pays_for_a_helper(tmp_path: Path) -> None:
+    """Our own estimate is never above what was held: it would close a budget that no provider has overdrawn."""
+    ask = {"of": "fast", "topic": "hard", "question": "Is it hard?", "answers": ["yes", "no"]}
+    plans = {"start": {"ask": ask, "then": "last"}, "last": {"use": ["frontier"]}}
+    async with (
+        FakeUpstream(hang_before_headers) as one,
+        FakeUpstream() as two,
+        Gateway(tmp_path, world(one, two, plans=plans)) as gateway,
+    ):
+        snapshot = gateway.router.snapshot
+        model = msgspec.structs.replace(snapshot.catalogue.models[CHEAP], tokens_per_second=1e9)
+        models = {**snapshot.catalogue.models, CHEAP: model}
+        catalogue = msgspec.structs.replace(snapshot.catalogue, models=models)
+        gateway.router.swap(msgspec.structs.replace(snapshot, catalogue=catalogue))
+        asking = asyncio.create_task(gateway.ask(max_tokens=4_000, n=2))
+        await one.seen(1)
+        asking.cancel()
+        await asyncio.gather(asking, return_exceptions=True)
+        await one.requests[0].gone.wait()
+        await gateway.settled()
+        ((_, charge),) = gateway.ledger.charges
+        assert 0 < charge.cost_nano <= gateway.ledger.holds[0][0].amount_nano
+
+
 async def test_an_endless_stream_under_a_budget_is_cut_at_what_is_held(tmp_path: Path) -> None:
     """S9: spent is the hold and what was in flight: a chunk of the socket."""
     budgets = [{"scope": "organisation", "limit_usd": 1}]
@@ -168,12 +192,15 @@ async def test_a_call_is_priced_at_the_service_it_was_served_at(
         models = {**snapshot.catalogue.models, CHEAP: dear}
         catalogue = msgspec.structs.replace(snapshot.catalogue, models=models)
         gateway.router.swap(msgspec.structs.replace(snapshot, catalogue=catalogue))
-        heard = await gateway.ask(stream=stream or None, service_tier="priority", max_tokens=50)
+        options = {"stream": True, "stream_options": {"include_usage": True}} if stream else {}
+        heard = await gateway.ask(service_tier="priority", max_tokens=50, **options)
         assert heard.status == 200, heard
         await gateway.settled()
         ((_, charge),) = gateway.ledger.charges
         usage = charge.usage
         assert charge.cost_nano == (usage.prompt_tokens + 4 * usage.completion_tokens) * dollars * 1_000
+        told = json.loads(heard.body.split(b"data: ")[-2]) if stream else heard.json
+        assert told["usage"]["cost_usd"] == pytest.approx(charge.cost_nano / 1e9)
 
 
 # ------------------------------------------------------------------------------------------------ ratios

@@ -33,6 +33,7 @@ from tierwise.core.pace import (
 from tierwise.core.request import Hints
 from tierwise.core.words import money_text
 from tierwise.stores.books import Books
+from tierwise.stores.reading import money_of
 from tierwise.stores.traffic import Traffic
 from tierwise.stores.windows import DAY_S, window_of
 
@@ -192,10 +193,10 @@ def test_books_learn_when_a_budgets_traffic_comes() -> None:
             books.settle(f"{day} {hour}", Charge(cost_nano=1), at_s)
     monday = NOON // DAY_S * DAY_S + 12 * DAY_S
     books.hold(a_hold("new", 450_000, at_s=monday + 9 * HOUR_S))
-    assert books.money(ADA, Hints(), monday + 12 * HOUR_S).value > 2.0
+    assert money_of(books.passes(ADA, Hints()), monday + 12 * HOUR_S).value > 2.0
     fresh = Books((Budget(scope="team", limit_nano=1_000_000, window="day"),))
     fresh.hold(a_hold("new", 450_000, at_s=monday + 9 * HOUR_S))
-    assert fresh.money(ADA, Hints(), monday + 12 * HOUR_S).value == 1.0
+    assert money_of(fresh.passes(ADA, Hints()), monday + 12 * HOUR_S).value == 1.0
 
 
 @pytest.mark.parametrize(
@@ -218,9 +219,9 @@ def test_every_kind_of_budget_has_its_price(budget: dict[str, Any], used: int, p
     start_s = NEW_YEAR + 60
     assert books.hold(a_hold("a", used, at_s=start_s)) is None
     low, high = price
-    assert low <= books.money(ADA, Hints(), start_s).value <= high
+    assert low <= money_of(books.passes(ADA, Hints()), start_s).value <= high
     books.settle("a", Charge(cost_nano=used), start_s)
-    assert low <= books.money(ADA, Hints(), start_s).value <= high
+    assert low <= money_of(books.passes(ADA, Hints()), start_s).value <= high
 
 
 def test_money_tells_which_budget_made_it_dear() -> None:
@@ -232,7 +233,7 @@ def test_money_tells_which_budget_made_it_dear() -> None:
         )
     )
     books.hold(a_hold("a", 600, at_s=NOON))
-    money = books.money(ADA, Hints(), NOON)
+    money = money_of(books.passes(ADA, Hints()), NOON)
     assert dict(zip([name for name, _ in money.causes], money.shares, strict=True)) == {
         "team/day": (0.6, 0.5),
         "user": (0.6, None),

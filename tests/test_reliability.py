@@ -14,7 +14,12 @@ import pytest
 from scripts.reliability import books, crashes, disks, prices, report
 from scripts.reliability.__main__ import arguments, play, runs
 from scripts.reliability.bars import Found, Run, Scale
+from tests.support.ledgers import NOON, a_hold, of, path_of
 from tests.support.simulator import simulate
+from tierwise.core.budget import Budget, Charge
+from tierwise.stores.books import Books
+from tierwise.stores.ledger import SqliteLedger
+from tierwise.stores.ledger_audit import audit
 
 FAST = {
     "bar7 B3 B4": books.races,
@@ -73,3 +78,41 @@ def test_a_run_replaces_its_own_row_and_no_other(tmp_path: Path, monkeypatch: py
     lines = [line for line in text.splitlines() if line.startswith("| ")]
     assert [line.split(" | ")[0] for line in lines[1:]] == ["| a", "| b"]
     assert "figure" in lines[1] and "other" in lines[2] and "what \\| ever" in lines[2], json.dumps(lines)
+
+
+# ------------------------------------------------------------------------------------------------ what the runs found
+
+
+async def test_b3_an_id_that_was_closed_before_a_restart_is_not_held_again(tmp_path: Path) -> None:
+    for attempt in range(2):
+        ledger = SqliteLedger(tmp_path / "ledger.sqlite", path_of(1_000), reserve_bytes=1)
+        assert await ledger.hold(a_hold("once", 100)) is None
+        assert ledger.open_holds() == (attempt == 0)
+        ledger.settle("once", Charge(cost_nano=60))
+        assert {spent for _, spent, _ in of(ledger)} == {60}
+        await ledger.close()
+
+
+async def test_c1_what_comes_back_and_what_is_new_count_on_one_account(tmp_path: Path) -> None:
+    """A day's account that a restart brings back with its holds is the one that new holds are counted on."""
+    for rolling in (False, True):
+        budgets = (Budget(scope="user", limit_nano=1_000, window="day", rolling=rolling),)
+        path = tmp_path / str(rolling) / "ledger.sqlite"
+        ledger = SqliteLedger(path, budgets, lambda: float(NOON), reserve_bytes=1)
+        assert await ledger.hold(a_hold("before", 400)) is None
+        await ledger.close()
+        ledger = SqliteLedger(path, budgets, lambda: float(NOON), reserve_bytes=1)
+        assert await ledger.hold(a_hold("after", 500)) is None
+        assert await ledger.hold(a_hold("too much", 101)) is not None
+        ledger.settle("before", Charge(cost_nano=300))
+        ledger.settle("after", Charge(cost_nano=500))
+        assert [(spent, held) for _, spent, held in of(ledger)] == [(800, 0)]
+        await ledger.close()
+        assert list(audit(path)) == []
+
+
+def test_a_cap_on_a_request_and_a_budget_of_requests_are_two_accounts() -> None:
+    books = Books((Budget(scope="request", limit_nano=1_000),))
+    assert books.hold(a_hold("h", 100, request="r", request_limit_nano=500)) is None
+    assert len(books.take().accounts) == 2
+    assert books.audit() == ()

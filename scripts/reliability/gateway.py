@@ -17,6 +17,7 @@ from tests.support.upstream import FakeUpstream, openai_reply
 from tierwise.core.budget import Charge, Hold
 from tierwise.core.request import Hints
 from tierwise.stores.memory import MemoryLedger
+from tierwise.stores.reading import balances_of
 
 COST_NANO = 40_000  # of the usual reply: 12 tokens read at 1 USD a million, 7 written at 4
 KEYED = [{"name": "ada", "secret": "env:ADA_KEY", "user": "ada", "team": "search", "organisation": "acme"}]
@@ -92,7 +93,7 @@ class CheckThenAct(MemoryLedger):
 
     async def hold(self, hold: Hold) -> Any:
         hints = Hints(session=hold.session or None, workflow=hold.workflow or None)
-        room = self.books.balances(hold.payer, hints, hold.at_s)
+        room = balances_of(self.books.passes(hold.payer, hints), hold.at_s)
         if any(each.left_nano is not None and each.left_nano < hold.amount_nano for each in room):
             return await super().hold(hold)  # refused as ever
         await asyncio.sleep(0)

@@ -10,7 +10,7 @@ import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
 
-from tierwise.core.budget import Budget
+from tierwise.core.budget import Budget, is_rate
 from tierwise.core.errors import ConfigError, Unavailable
 from tierwise.core.keys import Book, Grant, Issued, Registry, key_budgets, merged
 from tierwise.server.auth import Keyring, Known, digest_of, identity_of
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 _log = logging.getLogger("tierwise")
 LOOK_S = 1.0  # between two looks at the registry; a revoked key is refused after this and a little
+CREDITS_AT_ONCE = 500
 
 
 class Runtime:
@@ -67,7 +68,7 @@ class Runtime:
     def attach(self, app: App) -> None:
         """This application is the one to keep up to date."""
         self._app = app
-        app.rated = rated(self._budgets)
+        app.rated = any(map(is_rate, self._budgets))
 
     def adopt(self, setup: Setup) -> None:
         """Another file, or what was just read: all of it in one step of the event loop."""
@@ -78,7 +79,7 @@ class Runtime:
         budgets = self.budgets()
         if budgets != self._budgets:
             app.router.ledger.reload(budgets)
-            app.rated = rated(budgets)
+            app.rated = any(map(is_rate, budgets))
         self._budgets = budgets
         app.keys = self.keyring()
 
@@ -120,11 +121,14 @@ class Runtime:
     async def _credit(self) -> None:
         if self._app is None:
             raise RuntimeError("attach an application first")
-        for credit in self.book.credits:
-            if credit.id not in self._credited:
-                # The ledger counts an id once, so it does no harm that every start tries them all.
-                await self._app.router.ledger.grant(credit.id, credit.scope, credit.subject, credit.amount_nano)
-                self._credited.add(credit.id)
+        grant = self._app.router.ledger.grant
+        fresh = [credit for credit in self.book.credits if credit.id not in self._credited]
+        # The ledger counts an id once, so it does no harm that every start tries them all; many at once, for one commit
+        # each would keep whoever is revoked meanwhile.
+        for start in range(0, len(fresh), CREDITS_AT_ONCE):
+            some = fresh[start : start + CREDITS_AT_ONCE]
+            await asyncio.gather(*(grant(each.id, each.scope, each.subject, each.amount_nano) for each in some))
+            self._credited.update(each.id for each in some)
         self._waiting = False
 
     async def follow(self) -> None:
@@ -144,10 +148,3 @@ class Runtime:
 
     def close(self) -> None:
         self.registry.close()
-
-
-def rated(budgets: tuple[Budget, ...]) -> bool:
-    """Whether any reply may have to tell what is left of a rate."""
-    return any(
-        (budget.calls is not None or budget.tokens is not None) and budget.window != "lifetime" for budget in budgets
-    )

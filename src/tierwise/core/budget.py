@@ -49,6 +49,11 @@ class Budget(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     reserve_nano: int | None = None  # what a call without a price or a bound holds; None: a hard budget refuses it
 
 
+def is_rate(budget: Budget) -> bool:
+    """A hard limit on calls or tokens in a window: what is left of it stands in the headers of replies."""
+    return budget.hard and budget.window != "lifetime" and (budget.calls is not None or budget.tokens is not None)
+
+
 class Hold(msgspec.Struct, frozen=True, kw_only=True):
     """Money set aside for one attempt. The id is made by the caller, so asking twice holds once."""
 

@@ -55,8 +55,14 @@ class Ledger(Protocol):
         """Top up the prepaid balance of a user, key, team or organisation. The same id counts once; False then."""
         ...
 
-    def balances(self, payer: Payer, hints: Hints) -> tuple[Balance, ...]:
-        """Every budget and credit above this payer as it stands, in the order of the configuration."""
+    def balances(self, payer: Payer, hints: Hints, *, rates: bool = False) -> tuple[Balance, ...]:
+        """Every budget and credit above this payer as it stands, in the order of the configuration. `rates`: only hard
+        limits on calls and tokens in a window."""
+        ...
+
+    def left_nano(self, payer: Payer, hints: Hints) -> int | None:
+        """The least that any hard budget or credit above this payer has left for the next request, below zero after an
+        overage; None when none has a limit in money."""
         ...
 
     def reload(self, budgets: tuple[Budget, ...]) -> None:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from tierwise.core.attempt import HELPER_CHARACTERS
+from tierwise.core.attempt import HELPER_CHARACTERS, HELPER_TOKENS
 from tierwise.core.budget import Charge, Denial, Hold
 from tierwise.core.catalogue import Model
 from tierwise.core.episode import Call, Episode, Failed, FailureKind, Serve
@@ -207,9 +207,11 @@ class Attempt:
         """What the provider can have written until now, of a reply that nobody saw: no faster than several times its
         usual speed, no longer than the ceiling."""
         features = self.episode.features
-        ceiling = self.call.max_tokens or features.max_tokens or self.model.max_output_tokens
+        ceiling, replies = self.call.max_tokens or features.max_tokens or self.model.max_output_tokens, features.n
+        if not isinstance(self.call.about, Serve):  # the caller's wishes are none of a helper's
+            ceiling, replies = HELPER_TOKENS, 1
         fastest = math.ceil((time.monotonic() - self.began) * self.model.tokens_per_second * _FASTEST)
-        return Usage(input_tokens=self.expected_input, output_tokens=min(ceiling, fastest) * features.n, estimated=True)
+        return Usage(input_tokens=self.expected_input, output_tokens=min(ceiling, fastest) * replies, estimated=True)
 
     def _close(self, charge: Charge) -> None:
         if self.closed:

@@ -117,8 +117,9 @@ class Replays:
     def put(self, payer: Payer, key: str, decision: str, reply: Kept) -> None:
         if reply.size_bytes > BYTES_KEPT:
             return
+        before = self._kept.pop((payer, key), None)  # of a claim that is over by now; its bytes go with it
+        self._bytes += reply.size_bytes - (before[2].size_bytes if before is not None else 0)
         self._kept[payer, key] = (self._clock() + CLAIM_S, decision, reply)
-        self._bytes += reply.size_bytes
         while len(self._kept) > REPLIES_KEPT or self._bytes > BYTES_KEPT or self._oldest_is_over():
             _, (_, _, old) = self._kept.popitem(last=False)
             self._bytes -= old.size_bytes

@@ -46,7 +46,7 @@ from tierwise.routing.helpers import Answers, cache_key, question, read_answer, 
 from tierwise.routing.idempotency import Once
 from tierwise.routing.refusals import refusal_error
 from tierwise.routing.streams import Streamed
-from tierwise.routing.trace import Trace, least_left
+from tierwise.routing.trace import Trace
 from tierwise.wire.contract import Garbled, Reply, Sent, Shape
 
 _log = logging.getLogger("tierwise")
@@ -376,7 +376,7 @@ class Router:
         assert isinstance(replied, Replied)  # noqa: S101  # `decide` answers with replies only
         trace.delivered(replied)
         if trace.money.left_nano is not None:
-            trace.left_nano = least_left(self.ledger.balances(trace.episode.payer, trace.episode.hints))
+            trace.left_nano = max(self.ledger.left_nano(trace.episode.payer, trace.episode.hints) or 0, 0)
         bill = trace.bill(None)
         stream = trace.request.stream
         body = (wire.deliver_stream if stream else wire.deliver)(trace.request, reply, bill)

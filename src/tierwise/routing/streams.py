@@ -19,7 +19,7 @@ from tierwise.core.weigh import billed_model, charged_nano
 from tierwise.routing.attempts import Attempt, Paid, since_ms
 from tierwise.routing.books import Books
 from tierwise.routing.tokens import count
-from tierwise.routing.trace import Trace, least_left
+from tierwise.routing.trace import Trace
 from tierwise.wire.contract import Bill, Garbled, Sent
 
 # No tokenizer packs more characters into a token over a long text. A stream that is longer than its ceiling allows even
@@ -243,11 +243,11 @@ class Streamed:
         if usage is None or not usage.prompt_tokens:
             usage = self._partial(meter.output_characters // 4 + 1)
         billed = billed_model(self.trace.snapshot.catalogue, self._attempt.model, served)
-        cost = charged_nano(billed, self.trace.episode, usage)
         episode = self.trace.episode
+        cost = charged_nano(billed, episode, usage, meter.service)
         if episode.money.left_nano is not None:  # what is still held for this call is about to become its cost
-            balances = self._attempt.ledger.balances(episode.payer, episode.hints)
-            self.trace.left_nano = least_left(balances, self._attempt.call.worst_case_nano - (cost or 0))
+            left = self._attempt.ledger.left_nano(episode.payer, episode.hints) or 0
+            self.trace.left_nano = max(left + self._attempt.call.worst_case_nano - (cost or 0), 0)
         bill = self.trace.bill(Paid(usage=usage, cost_nano=cost, billed=billed.id))
         # A short stream is billed with its first chunk, before the trace knows that this model is the one.
         return msgspec.structs.replace(bill, model=self._attempt.model.id)

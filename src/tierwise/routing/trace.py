@@ -35,7 +35,7 @@ class Trace:
         self.cost_nano: int | None = 0
         self.baseline_nano: int | None = None
         self.reply_text: str | None = None
-        self.left_nano: int | None = None  # what remains to the payer when the reply is whole; see `least_left`
+        self.left_nano: int | None = None  # what remains to the payer when the reply is whole
 
     def add(self, event: Event) -> None:
         self.episode = self.episode.then(event)
@@ -129,13 +129,6 @@ class Trace:
     def simulated(self) -> bool:
         model = self.snapshot.catalogue.models.get(self.routed)
         return model is not None and self.snapshot.catalogue.providers[model.provider].wire == "simulated"
-
-
-def least_left(balances: tuple[Balance, ...], returned_nano: int = 0) -> int | None:
-    """The least that any hard budget or credit above the payer has left for the next request, once so much of what is
-    held has been given back; None when none has a limit in money."""
-    tightest = tightest_of(balances)
-    return None if tightest is None else max(tightest[0] + returned_nano, 0)
 
 
 def tightest_of(balances: tuple[Balance, ...]) -> tuple[int, Balance] | None:

@@ -175,6 +175,10 @@ class Desk:
             at_s=self.at_s,
             made_by=self.grantor.name if self.grantor else "",
         )
+        before = [each for each in self.book.credits if (each.scope, each.subject) == (credit.scope, credit.subject)]
+        sum_nano = sum(each.amount_nano for each in before if each.id != credit.id) + credit.amount_nano
+        if abs(sum_nano) > MOST_USD * NANO_PER_USD:  # a sum that no ledger can write down would stop every call
+            raise _wrong("credit", "amount_usd", f"brings this balance beyond {MOST_USD} either way")
         return self.registry.add_credit(credit), _shown_credit(credit)
 
     # -------------------------------------------------------------------------------------------- helpers

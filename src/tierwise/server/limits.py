@@ -23,7 +23,7 @@ def limit_headers(app: App, payer: Payer, hints: Hints = _NO_HINTS) -> Headers:
     if not app.rated:
         return []
     now = time.time()
-    balances = [each for each in app.router.ledger.balances(payer, hints) if each.window != "lifetime" and each.hard]
+    balances = app.router.ledger.balances(payer, hints, rates=True)
     calls = [_told(each, each.calls, each.calls_done, now) for each in balances if each.calls is not None]
     tokens = [_told(each, each.tokens, each.tokens_used, now) for each in balances if each.tokens is not None]
     return [*_headers(b"requests", calls), *_headers(b"tokens", tokens)]

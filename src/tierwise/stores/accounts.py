@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from tierwise.core.budget import Balance, Budget, Lambda
+from tierwise.core.budget import Balance, Budget
 from tierwise.core.keys import budget_id
 from tierwise.core.request import Payer
 from tierwise.stores.traffic import Traffic
@@ -81,7 +81,20 @@ class Account:
         return (self.line.id, self.subject, self.start_s)
 
     def counts(self) -> Counts:
-        return Counts(**{name: getattr(self, name) for name in Counts.__struct_fields__})
+        return Counts(
+            self.limit_nano,
+            self.bound_nano,
+            self.posted_nano,
+            self.pending_nano,
+            self.overage_nano,
+            self.tokens,
+            self.tokens_pending,
+            self.calls,
+            self.steps,
+            self.open,
+            self.first_s,
+            self.recent,
+        )
 
     def limit(self, limit_nano: int | None) -> None:
         """Change the limit. Holds that are open keep; the next ones see the new one. What was taken while nothing was
@@ -178,11 +191,7 @@ class Line:
             account = self._open(subject, account)
         elif self.forgets:
             self.accounts.move_to_end(subject)
-        older = self._older(subject)
-        if not older:
-            tokens = account.tokens + account.tokens_pending
-            return Standing(account, account.posted_nano, account.pending_nano, tokens, account.calls, account.steps)
-        return _summed(account, older, self.first_s)
+        return _summed(account, self._older(subject), self.first_s)
 
     @property
     def first_s(self) -> int:
@@ -191,32 +200,49 @@ class Line:
             return self.start_s
         return rolling_part(self.window, max(self.start_s, 0))[1]
 
-    def balance(self, subject: str, at_s: int) -> Balance:
-        """How a subject stands at `at_s`. Opens no account and moves no window."""
-        budget = self.budget
+    def counted(self, subject: str, at_s: int) -> tuple[Standing | None, int, int]:
+        """(what counts for a subject at `at_s`, the window's first second, the second of its next change). Opens no
+        account and moves no window."""
         start_s, end_s = self._window_at(at_s)
         account, older = self.accounts.get(subject), self._older(subject)
         if account is None:
             account, older = self._unopened(subject, start_s, at_s)
-        counted = _summed(account, older, start_s) if account is not None else None
-        if account is not None and not self.rolling and account.start_s < start_s:
-            counted = None
-        limit = budget.limit_nano if not self.credit else (account.limit_nano if account else 0)
+        if account is None or (not self.rolling and account.start_s < start_s):
+            return None, start_s, end_s
+        return _summed(account, older, start_s), start_s, end_s
+
+    def limit_of(self, counted: Standing | None) -> int | None:
+        """In money. Of a credit, all that was ever topped up."""
+        if not self.credit:
+            return self.budget.limit_nano
+        return (counted.account.limit_nano or 0) if counted is not None else 0
+
+    def price_at(self, used: int, limit: int, start_s: int, end_s: int, at_s: int) -> tuple[float, float | None]:
+        """(λ of this budget, the share of it that was planned to be used by now). A request has spent nothing at the
+        door, so a limit on one has no price."""
+        plan = self.traffic.planned(start_s, end_s, at_s) if self.traffic is not None else None
+        if self.budget.scope == "request":
+            return 1.0, plan
+        price = price_of_money(
+            used,
+            limit,
+            start_s,
+            end_s,
+            at_s,
+            window=self.window,
+            rolling=self.rolling,
+            hard=self.budget.hard,
+            plan=plan,
+        )
+        return price, plan
+
+    def balance(self, subject: str, at_s: int) -> Balance:
+        """How a subject stands at `at_s`."""
+        budget = self.budget
+        counted, start_s, end_s = self.counted(subject, at_s)
+        limit = self.limit_of(counted)
         spent, held = (counted.posted_nano, counted.pending_nano) if counted else (0, 0)
-        plan = self.traffic.planned(start_s, end_s, at_s) if self.traffic is not None and limit is not None else None
-        price = 1.0  # of a request, which has spent nothing at the door, and of what has no limit in money
-        if limit is not None and budget.scope != "request":
-            price = price_of_money(
-                spent + held,
-                limit,
-                start_s,
-                end_s,
-                at_s,
-                window=self.window,
-                rolling=self.rolling,
-                hard=budget.hard,
-                plan=plan,
-            )
+        price, plan = (1.0, None) if limit is None else self.price_at(spent + held, limit, start_s, end_s, at_s)
         return Balance(
             scope=budget.scope,
             window=self.window,
@@ -283,6 +309,7 @@ class Line:
         found = next((part for part in parts if part.start_s == self.start_s), None)
         if found is not None:
             parts.remove(found)  # it came back with its holds after a restart
+            found.limit(found.limit_nano if self.credit else self.budget.limit_nano)
         else:
             found = self._loaded(subject, self.start_s)
         if found is None:
@@ -351,33 +378,13 @@ class Line:
                 del self.accounts[subject]
 
 
-def money_of(passes: list[tuple[Line, str]], at_s: int) -> Lambda:
-    """λ is that of the dearest budget that a payer passes through; `causes` are those whose own λ is above 1."""
-    value, left, scope = 1.0, None, ""
-    causes: list[tuple[str, float]] = []
-    shares: list[tuple[float, float | None]] = []
-    for line, subject in passes:
-        if line.budget.limit_nano is None and not line.credit:
-            continue
-        balance = line.balance(subject, at_s)
-        if balance.price > 1.0 and not line.credit:  # a credit has no pace
-            causes.append((line.label, balance.price))
-            shares.append(_shares(balance))
-            value = max(value, balance.price)
-        if balance.hard and balance.left_nano is not None and (left is None or balance.left_nano < left):
-            left, scope = balance.left_nano, "credit" if line.credit else balance.scope
-    return Lambda(value, tuple(causes), left, scope, tuple(shares))
-
-
-def _shares(balance: Balance) -> tuple[float, float | None]:
-    """Of a limit in money: the share that is spent or held, and the share that was planned to be by now."""
-    limit = balance.limit_nano or 1
-    planned = None if balance.planned_nano is None else balance.planned_nano / limit
-    return (balance.spent_nano + balance.held_nano) / limit, planned
-
-
 def _summed(account: Account, older: list[Account], first_s: int) -> Standing:
     """Everything posted in the parts that count, and everything held, whenever it was held."""
+    if not older:
+        if account.start_s < first_s:
+            return Standing(account, 0, account.pending_nano, account.tokens_pending, 0, 0)
+        tokens = account.tokens + account.tokens_pending
+        return Standing(account, account.posted_nano, account.pending_nano, tokens, account.calls, account.steps)
     parts = [*older, account]
     counting = [part for part in parts if part.start_s >= first_s]
     return Standing(

@@ -12,10 +12,10 @@ from collections.abc import Callable
 
 import msgspec
 
-from tierwise.core.budget import Balance, Budget, Charge, Denial, Hold, Lambda, Scope
+from tierwise.core.budget import Budget, Charge, Denial, Hold, Scope
 from tierwise.core.money import MAX_NANO
 from tierwise.core.request import Hints, Payer
-from tierwise.stores.accounts import RECENT_KEPT, Account, Counts, Key, Line, Load, Standing, faults_of, money_of
+from tierwise.stores.accounts import RECENT_KEPT, Account, Counts, Key, Line, Load, Standing, faults_of
 from tierwise.stores.admission import amount_of, denial, refusals, without_last
 from tierwise.stores.ledger_rows import Changes, Entry, EntryKind, HoldRow, HoldState
 from tierwise.stores.lines import Lines
@@ -52,9 +52,8 @@ class Books:
         self._live: dict[Key, Account] = {}  # those with open holds
         self._dirty: dict[Key, Account] = {}
         self._lines = Lines(Line(budget, load, live=self._alive) for budget in budgets)
-        self._caps = Line(
-            Budget(scope="request"), load, live=self._alive
-        )  # limits that callers put on their own requests
+        # Limits that callers put on their own requests.
+        self._caps = Line(Budget(scope="request"), load, live=self._alive)
         self._caps.id = "cap/request"  # a budget on requests is another account
         self._credits = {
             scope: Line(Budget(scope=scope), load, credit=True, live=self._alive) for scope in CREDIT_SCOPES
@@ -82,7 +81,7 @@ class Books:
         amount, steps = hold.amount_nano, hold.steps
         if not 0 <= amount <= MAX_NANO or steps < 0 or hold.tokens < 0:
             raise ValueError(f"hold {hold.id!r}: {amount} nano-dollars, {steps} steps cannot be held")
-        if hold.id in self._open or hold.id in self._closed:
+        if hold.id in self._open or hold.id in self._closed or self._load_hold(hold.id) is not None:
             return None
         standings = self._standings(hold)
         amount = amount_of(hold, standings)
@@ -214,7 +213,7 @@ class Books:
         self._grants.add(id)
         self._prepaid.add((scope, subject))
         account = self._credits[scope].standing(subject, at_s).account
-        account.limit(min((account.limit_nano or 0) + amount_nano, MAX_NANO))
+        account.limit(max(-MAX_NANO, min((account.limit_nano or 0) + amount_nano, MAX_NANO)))
         self._dirty[account.key] = account
         note = HoldRow(
             id=f"grant {id}",
@@ -238,13 +237,13 @@ class Books:
 
     # -------------------------------------------------------------------------------------------- reading
 
-    def money(self, payer: Payer, hints: Hints, at_s: int) -> Lambda:
-        """λ is that of the dearest budget; `causes` are the budgets whose own λ is above 1. Changes nothing."""
-        return money_of(self._passes(payer, hints), at_s)
-
-    def balances(self, payer: Payer, hints: Hints, at_s: int) -> tuple[Balance, ...]:
-        """Every budget and credit above this payer as it stands, in the order of the configuration."""
-        return tuple(line.balance(subject, at_s) for line, subject in self._passes(payer, hints))
+    def passes(self, payer: Payer, hints: Hints) -> list[tuple[Line, str]]:
+        """Every budget and credit above a payer, and whose account in it is the payer's. `reading` tells what they come
+        to."""
+        session, workflow = hints.session or "", hints.workflow or ""
+        lines = self._lines.of(payer)
+        found = [(line, subject) for line in lines for subject in line.subjects(payer, session, workflow, "")]
+        return [*found, *self._prepaid_lines(payer)]
 
     def open_holds(self) -> int:
         return len(self._open)
@@ -258,8 +257,11 @@ class Books:
         """What changed since the last call. Whoever takes it must write it, or give it back to `again`."""
         accounts = {key: account.counts() for key, account in self._dirty.items()}
         changes = Changes(accounts, self._touched, tuple(self._posted))
-        self._dirty, self._touched, self._posted = {}, {}, []
+        self.forget_changes()
         return changes
+
+    def forget_changes(self) -> None:
+        self._dirty, self._touched, self._posted = {}, {}, []
 
     def changed(self) -> bool:
         return bool(self._dirty or self._touched or self._posted)
@@ -324,12 +326,6 @@ class Books:
 
     # -------------------------------------------------------------------------------------------- helpers
 
-    def _passes(self, payer: Payer, hints: Hints) -> list[tuple[Line, str]]:
-        session, workflow = hints.session or "", hints.workflow or ""
-        lines = self._lines.of(payer)
-        found = [(line, subject) for line in lines for subject in line.subjects(payer, session, workflow, "")]
-        return [*found, *self._prepaid_lines(payer)]
-
     def _prepaid_lines(self, payer: Payer) -> list[tuple[Line, str]]:
         if not self._prepaid:
             return []
@@ -369,6 +365,8 @@ class Books:
             if known is not None and known.start_s == start_s:
                 return known
         account = Account(line, subject, start_s, self._load(key) or Counts())
+        if line.budget.limit_nano is not None:
+            account.limit(line.budget.limit_nano)  # today's, and not that of before the restart
         if line.rolling:
             line.older.setdefault(subject, []).append(account)
         elif line.window == "lifetime":

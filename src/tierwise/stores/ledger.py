@@ -28,6 +28,7 @@ from tierwise.stores.ledger_copies import backup_to, entries_after
 from tierwise.stores.ledger_file import LEDGER, RESERVE_BYTES, Lock, Reserve, counts_of, hold_of, open_reader
 from tierwise.stores.ledger_rows import Entry, HoldRow
 from tierwise.stores.ledger_writer import Writer
+from tierwise.stores.reading import balances_of, left_of, money_of
 from tierwise.stores.sqlite_file import explained
 
 BATCH_HOLDS = 512  # in one transaction
@@ -163,10 +164,13 @@ class SqliteLedger(GroupCommits):
         return done
 
     def money(self, payer: Payer, hints: Hints, at_s: int) -> Lambda:
-        return self.books.money(payer, hints, at_s)
+        return money_of(self.books.passes(payer, hints), at_s)
 
-    def balances(self, payer: Payer, hints: Hints) -> tuple[Balance, ...]:
-        return self.books.balances(payer, hints, self._now_s())
+    def balances(self, payer: Payer, hints: Hints, *, rates: bool = False) -> tuple[Balance, ...]:
+        return balances_of(self.books.passes(payer, hints), self._now_s(), rates=rates)
+
+    def left_nano(self, payer: Payer, hints: Hints) -> int | None:
+        return left_of(self.books.passes(payer, hints), self._now_s())
 
     def reload(self, budgets: tuple[Budget, ...]) -> None:
         self.books.reload(budgets)

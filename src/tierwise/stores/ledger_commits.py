@@ -239,6 +239,7 @@ class GroupCommits:
             for id in each.waiting:  # not undone, for it may be written yet: let go of
                 self.books.settle(id, Charge(cost_nano=0, kind="released"), self._now_s())
             for key, future in each.claiming:
+                self._next.claims.pop(key, None)  # not cut off yet: dropped first, it would be written all the same
                 self._next.unclaimed[key] = None
                 self._synced.append(future)
             each.waiting, each.claiming = [], []

@@ -176,6 +176,17 @@ class Lock:
             )
             raise unusable(self.ledger, what)
 
+    def lost(self, opened: os.stat_result | None) -> str:
+        """Why nobody may write any more, as a sentence; "" while all is well. `opened`: the ledger's file as it was
+        opened. A lock whose file is gone keeps nobody out, and what is written to a file without a name is gone too."""
+        for path, own in ((self.path, os.fstat(self._fd)), (self.ledger, opened)):
+            if own is not None and not _is_there(path, own):
+                return (
+                    f"{path.name} was deleted or replaced while this process held it; stop every gateway of this "
+                    "folder, put a backup in its place if it is gone, and start one again"
+                )
+        return ""
+
     def acknowledge(self, file: str, batch: int) -> None:
         """Remember a commit. Not synced: it says nothing that is not on the disk by now."""
         self._write(Holder(self._pid, self._host, file, batch))
@@ -227,6 +238,13 @@ class Reserve:
             self.path.unlink(missing_ok=True)
         except OSError:  # a disk that cannot even forget a file: the next commit says what is wrong with it
             return
+
+
+def _is_there(path: Path, own: os.stat_result) -> bool:
+    try:
+        return os.path.samestat(os.stat(path), own)
+    except OSError:
+        return False
 
 
 def beside(ledger: Path, what: str) -> Path:

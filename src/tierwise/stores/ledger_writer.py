@@ -60,6 +60,7 @@ class Writer:
         self._vfs = vfs
         self._connection: apsw.Connection | None = open_writer(path, vfs)
         self.state = read_state(self._connection)
+        self._opened = path.stat() if vfs is None else None  # what another file system keeps has no inode here
         self._queue: SimpleQueue[tuple[Rows, Callable[[Written], None]] | None] = SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="tierwise-ledger", daemon=True)
 
@@ -91,6 +92,8 @@ class Writer:
     def write(self, rows: Rows) -> Written:
         """One transaction. Never raises: whatever it was, the thread lives on and the next batch is tried."""
         try:
+            if why := self._lock.lost(self._opened):
+                return Written(why, True)  # and nothing is opened anew: it would be another ledger
             if self._connection is None:
                 self._connection = open_writer(self.path, self._vfs, checked=False)
             self._commit(self._connection, rows)

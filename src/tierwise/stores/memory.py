@@ -14,6 +14,7 @@ from tierwise.core.errors import Closed
 from tierwise.core.ports import CLAIM_S, Claim, Feedback, Record
 from tierwise.core.request import Hints, Payer
 from tierwise.stores.books import Books
+from tierwise.stores.reading import balances_of, left_of, money_of
 from tierwise.stores.rows import RECENT_MAX, Total, newest, totals_of
 
 JOURNAL_SNAPSHOTS_KEPT = 16
@@ -30,18 +31,18 @@ class MemoryLedger:
         self._claims: OrderedDict[tuple[Payer, str], tuple[int, Claim]] = OrderedDict()
 
     def money(self, payer: Payer, hints: Hints, at_s: int) -> Lambda:
-        return self.books.money(payer, hints, at_s)
+        return money_of(self.books.passes(payer, hints), at_s)
 
     async def hold(self, hold: Hold) -> Denial | None:
         denial = self.books.hold(hold)
-        self.books.take()  # nobody keeps it
+        self.books.forget_changes()  # nobody keeps them
         return denial
 
     def settle(self, hold_id: str, charge: Charge) -> None:
         """A store that has to wait leaves a message for its own task here. Memory need not: the entry is posted before
         this returns, nothing can interrupt it, and so there is no task to lose it either."""
         self.books.settle(hold_id, charge, self._now_s())
-        self.books.take()
+        self.books.forget_changes()
 
     def checkpoint(self, hold_id: str, least_nano: int) -> None:
         self.books.checkpoint(hold_id, least_nano)
@@ -76,8 +77,11 @@ class MemoryLedger:
     def open_holds(self) -> int:
         return self.books.open_holds()
 
-    def balances(self, payer: Payer, hints: Hints) -> tuple[Balance, ...]:
-        return self.books.balances(payer, hints, self._now_s())
+    def balances(self, payer: Payer, hints: Hints, *, rates: bool = False) -> tuple[Balance, ...]:
+        return balances_of(self.books.passes(payer, hints), self._now_s(), rates=rates)
+
+    def left_nano(self, payer: Payer, hints: Hints) -> int | None:
+        return left_of(self.books.passes(payer, hints), self._now_s())
 
     def reload(self, budgets: tuple[Budget, ...]) -> None:
         self.books.reload(budgets)

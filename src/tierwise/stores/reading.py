@@ -1,0 +1,55 @@
+"""What the budgets above a payer come to at one moment. Changes nothing; `Books.passes` finds them."""
+
+from __future__ import annotations
+
+from tierwise.core.budget import Balance, Lambda, is_rate
+from tierwise.stores.accounts import Line
+
+Passes = list[tuple[Line, str]]  # each budget or credit above a payer, and whose account in it is the payer's
+
+
+def balances_of(passes: Passes, at_s: int, *, rates: bool = False) -> tuple[Balance, ...]:
+    """Every budget and credit as it stands, in the order of the configuration. `rates`: only hard limits on calls and
+    tokens in a window."""
+    return tuple([line.balance(subject, at_s) for line, subject in passes if not rates or is_rate(line.budget)])
+
+
+def money_of(passes: Passes, at_s: int) -> Lambda:
+    """λ is that of the dearest budget that a payer passes through; `causes` are those whose own λ is above 1. Every
+    request asks this, so no `Balance` is made for it."""
+    value, left, scope = 1.0, None, ""
+    causes: list[tuple[str, float]] = []
+    shares: list[tuple[float, float | None]] = []
+    for line, subject in passes:
+        if line.budget.limit_nano is None and not line.credit:
+            continue
+        counted, start_s, end_s = line.counted(subject, at_s)
+        limit = line.limit_of(counted) or 0
+        used = counted.posted_nano + counted.pending_nano if counted else 0
+        if not line.credit:  # a credit has no pace
+            price, plan = line.price_at(used, limit, start_s, end_s, at_s)
+            if price > 1.0:
+                causes.append((line.label, price))
+                shares.append((used / (limit or 1), plan))
+                value = max(value, price)
+        if line.budget.hard and (left is None or max(limit - used, 0) < left):
+            left, scope = max(limit - used, 0), "credit" if line.credit else line.budget.scope
+    return Lambda(value, tuple(causes), left, scope, tuple(shares))
+
+
+def left_of(passes: Passes, at_s: int) -> int | None:
+    """The least that a hard budget or credit has left, below zero after an overage; None when none has a limit in
+    money. A limit on single requests is none of them: it is new with each."""
+    least: int | None = None
+    for line, subject in passes:
+        if (
+            not line.budget.hard
+            or line.budget.scope == "request"
+            or (line.budget.limit_nano is None and not line.credit)
+        ):
+            continue
+        counted, _, _ = line.counted(subject, at_s)
+        used = counted.posted_nano + counted.pending_nano if counted else 0
+        left = (line.limit_of(counted) or 0) - used
+        least = left if least is None else min(least, left)
+    return least
