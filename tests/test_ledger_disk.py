@@ -7,6 +7,7 @@ import os
 import random
 import signal
 import sys
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -101,6 +102,23 @@ async def test_a_call_whose_end_nobody_saw_counts_for_a_day_and_then_at_its_leas
         assert of(ledger) == [("session", 33, 0)]
     kinds = rows(tmp_path, "SELECT kind, amount_nano FROM entry ORDER BY seq")
     assert kinds == [("suspense", 9), ("correction", 24)]
+
+
+async def test_a_clock_that_is_set_forward_gives_up_no_call_under_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or what is held for it would be held again for another, and both come to be paid."""
+    now = [float(NOON)]
+    monkeypatch.setattr(time, "time", lambda: now[0])
+    ledger = SqliteLedger(tmp_path / "ledger.sqlite", path_of(100), time.time, reserve_bytes=1)
+    await ledger.hold(a_hold("a", 90, least_nano=1))
+    now[0] += 2 * DAY_S
+    for _ in range(2):
+        ledger._do_errands()
+    assert ledger.open_holds() == 1
+    denial = await ledger.hold(a_hold("b", 90, at_s=NOON + 2 * DAY_S))
+    assert denial is not None and denial.code == "held_by_others"
+    await ledger.close()
 
 
 async def test_a_hold_older_than_its_lease_is_in_suspense_and_still_counts(tmp_path: Path) -> None:

@@ -253,11 +253,14 @@ async def test_a_disk_that_does_not_answer_refuses_who_waits_and_holds_nothing_o
         answers = threading.Event()
         disk.before = lambda: answers.wait(20) and None
         ledger.settle("under way", Charge(cost_nano=5))
-        claim = asyncio.create_task(ledger.claim(ADA, "key", "f", "d"))
+        waits = asyncio.create_task(ledger.hold(a_hold("a", 10)))
+        for _ in range(3):  # it asks, its commit is cut off, and begins
+            await asyncio.sleep(0)
+        assert ledger._writing is not None
         with pytest.raises(Unavailable):
-            await ledger.hold(a_hold("a", 10))
+            await ledger.claim(ADA, "key", "f", "d")  # for the commit after that one
         with pytest.raises(Unavailable):
-            await claim
+            await waits
         with pytest.raises(Unavailable):
             await ledger.hold(a_hold("b", 10))
         assert ledger.open_holds() == 0
@@ -326,6 +329,28 @@ def test_a_second_process_is_refused_and_told_who_holds_the_ledger(tmp_path: Pat
     ledger.close_now()
     told = subprocess.run([sys.executable, "-c", START, str(path)], capture_output=True, text=True, check=True).stdout
     assert told == "opened\n"
+
+
+@pytest.mark.parametrize("what", ["ledger.sqlite.lock", "ledger.sqlite"])
+async def test_whoever_loses_its_lock_or_its_file_writes_no_more(tmp_path: Path, what: str) -> None:
+    """Or two processes would each spend the whole budget, or one would go on in a file that nobody finds again."""
+    first = SqliteLedger(tmp_path / "ledger.sqlite", path_of(100), reserve_bytes=1)
+    assert await first.hold(a_hold("a", 60)) is None
+    (tmp_path / what).unlink()
+    with pytest.raises(Unavailable):
+        await first.hold(a_hold("b", 10))
+    assert "deleted or replaced" in first.last_error
+    if what == "ledger.sqlite":
+        assert not (tmp_path / what).exists()  # no second ledger is begun in its place
+        first.close_now()
+        return
+    second = SqliteLedger(tmp_path / "ledger.sqlite", path_of(100), reserve_bytes=1)
+    denial = await second.hold(a_hold("c", 60))
+    assert denial is not None and denial.held_nano == 60
+    assert await second.hold(a_hold("d", 40)) is None
+    first.close_now()
+    second.close_now()
+    assert list(audit(tmp_path / "ledger.sqlite")) == []
 
 
 async def a_small_ledger(folder: Path) -> Path:

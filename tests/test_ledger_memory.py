@@ -6,14 +6,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.support.ledgers import NOON, a_hold, of, path_of
+from tests.support.ledgers import ADA, NOON, a_hold, of, path_of
 from tierwise.core.budget import Budget, Charge
 from tierwise.core.request import Hints, Payer
 from tierwise.stores import accounts as accounts_module
 from tierwise.stores import books as books_module
 from tierwise.stores.accounts import Line
+from tierwise.stores.books import Books
 from tierwise.stores.lines import Lines
 from tierwise.stores.memory import MemoryLedger
+from tierwise.stores.reading import balances_of, money_of
 
 
 async def test_sessions_are_forgotten_oldest_first_but_never_with_an_open_hold(
@@ -32,6 +34,44 @@ async def test_sessions_are_forgotten_oldest_first_but_never_with_an_open_hold(
     assert len(next(iter(ledger.books._lines)).accounts) <= 8
     assert of(ledger, hints=Hints())[0] == ("user", 10_000, 40), "who pays is never forgotten"
     assert ledger.audit() == ()
+
+
+async def test_what_a_forgotten_session_did_before_is_forgotten_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a window that moves, the parts of those who never come back, but for one that still holds something."""
+    monkeypatch.setattr(accounts_module, "ACCOUNTS_KEPT", 8)
+    ledger = MemoryLedger((Budget(scope="session", limit_nano=10, window="hour", rolling=True),))
+    await ledger.hold(a_hold("open", 10, session="open"))
+    await ledger.hold(a_hold("again", 0, session="open", at_s=NOON + 60))
+    ledger.settle("again", Charge(cost_nano=0))
+    for n in range(100):
+        for again in range(2):
+            await ledger.hold(a_hold(f"{n} {again}", 1, session=f"{n}", at_s=NOON + 60 * (n + again)))
+            ledger.settle(f"{n} {again}", Charge(cost_nano=1))
+    line = next(iter(ledger.books._lines))
+    assert len(line.accounts) <= 8 and len(line.older) <= 8
+    assert await ledger.hold(a_hold("more", 1, session="open", at_s=NOON + 7_000)) is not None
+    assert ledger.audit() == ()
+
+
+async def test_the_price_of_money_asks_no_store_for_what_is_known() -> None:
+    asked: list[str] = []
+    budgets = (Budget(scope="request", limit_nano=10), Budget(scope="session", limit_nano=10))
+    books = Books(budgets, lambda key: asked.append(key[0]))
+    books.hold(a_hold("a", 1))
+    asked.clear()
+    passes = books.passes(ADA, Hints(session="s"))
+    assert money_of(passes, NOON).left_nano == 9
+    assert [each.left_nano for each in balances_of(passes, NOON)] == [10, 9] and asked == []
+
+
+async def test_a_budget_that_stays_the_same_writes_no_account() -> None:
+    """Whenever a key is made the budgets come anew, and there may be as many accounts as callers made sessions."""
+    same, other = Budget(scope="session", limit_nano=10), Budget(scope="user", limit_nano=10)
+    books = Books((same, other))
+    books.hold(a_hold("a", 1))
+    books.take()
+    books.reload((same, Budget(scope="user", limit_nano=20)))
+    assert [key[0] for key in books.take().accounts] == ["user[]/lifetime"]
 
 
 async def test_more_open_sessions_than_are_kept_are_all_remembered(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,7 +25,7 @@ from tests.support.upstream import (
 )
 from tierwise.core.money import PriceRow, Rates
 from tierwise.routing import streams
-from tierwise.routing.ratios import LEAST, MOST, Ratios
+from tierwise.routing.ratios import LEAST, MOST, Ratio, Ratios
 
 # ------------------------------------------------------------------------------------------------ what is charged
 
@@ -224,6 +224,15 @@ async def test_what_providers_report_teaches_our_own_count(tmp_path: Path) -> No
         assert len({(hold.amount_nano, hold.tokens) for hold in holds}) == 1
         records = await gateway.records()
         assert len({record.episode.features for record in records}) == 1
+
+
+async def test_no_ratio_makes_a_prompt_longer_than_its_bytes(tmp_path: Path) -> None:
+    """What we count ourselves is never overage."""
+    async with FakeUpstream(no_usage) as one, Gateway(tmp_path, world(one)) as gateway:
+        gateway.router.books.ratios._of[CHEAP] = Ratio(MOST, 100)
+        await gateway.ask(messages=[{"role": "user", "content": "1 2 3 " * 200}], max_tokens=50)
+        ((_, charge),) = gateway.ledger.charges
+        assert charge.usage.estimated and charge.cost_nano <= gateway.ledger.holds[0][0].amount_nano
 
 
 def test_a_ratio_is_bounded_steady_and_of_one_model() -> None:

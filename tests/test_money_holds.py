@@ -20,6 +20,7 @@ from tests.support.upstream import (
     error,
     openai_reply,
 )
+from tierwise.core.request import Hints
 
 BOSS = [{**KEYS[0], "organisation": "acme"}, {**KEYS[1], "organisation": "acme"}]
 AS_ADA = {"authorization": f"Bearer {ADA}"}
@@ -185,7 +186,12 @@ async def test_without_a_price_or_a_bound_a_hard_budget_refuses_and_a_reserve_le
                     assert len(one.requests) == 1 and gateway.ledger.holds[-1][0].bounded is False
             async with Gateway(tmp_path, {**config, "budgets": [{**budget, "reserve_usd": 0.7}]}) as gateway:
                 assert (await gateway.ask(**body)).status == 200
-                assert not gateway.ledger.holds[-1][0].bounded
+                hold = gateway.ledger.holds[-1][0]
+                assert not hold.bounded
+                await gateway.settled()
+                (balance,) = gateway.ledger.balances(hold.payer, Hints())
+                spent, known = balance.spent_nano, gateway.ledger.cost_nano
+                assert spent == (700_000_000 if models is UNPRICED else known) > 0, "what nobody knows is never free"
 
 
 async def test_of_an_unpriced_and_a_priced_model_the_priced_one_serves(tmp_path: Path) -> None:

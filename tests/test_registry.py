@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -54,6 +55,31 @@ def test_what_is_made_is_read_back_by_another_connection(path: Path, registry: S
     assert (book.budgets, book.credits) == ((budget,), (credit,))
     assert [(each.hash, each.key, each.until_s) for each in book.secrets] == [(hash_of(registry, secret), "ada", None)]
     assert [key.state(at) for at in (NOW + 8, NOW + 9) for key in book.keys] == ["active", "expired"]
+
+
+@pytest.mark.parametrize("loss", ["deleted", "emptied"])
+def test_a_registry_that_is_gone_opens_no_door(path: Path, loss: str) -> None:
+    """Begun anew it would know no key, so callers would need none, and no budget."""
+    registry = SqliteRegistry(path)
+    registry.create(grant(), NOW)
+    registry.close()
+    os.utime(path.with_name("pepper"), (NOW - 10**8, NOW - 10**8))
+    path.unlink()
+    if loss == "emptied":
+        path.touch()
+    with pytest.raises(ConfigError, match=r"is gone or empty, with every key.*put a backup in its place"):
+        SqliteRegistry(path)
+    path.with_name("pepper").unlink()
+    SqliteRegistry(path).close()
+
+
+def test_a_registry_that_is_deleted_meanwhile_makes_nothing(path: Path, registry: SqliteRegistry) -> None:
+    """A key would be gone with this process, and a revocation by another would not be seen."""
+    path.unlink()
+    with pytest.raises(ConfigError, match="was deleted or replaced"):
+        registry.create(grant(), NOW)
+    with pytest.raises(ConfigError, match="was deleted or replaced"):
+        registry.changed()
 
 
 def test_no_secret_is_in_any_file_and_no_other_may_read_them(path: Path, registry: SqliteRegistry) -> None:

@@ -46,6 +46,11 @@ def test_a_run_meets_its_bar_and_finds_its_mutant(codes: str) -> None:
     assert found.caught, found
 
 
+def test_a_rolling_window_remembers_what_came_after_a_clock_that_was_set_back() -> None:
+    """A restart with such a clock, and then time goes on over what had been counted before it."""
+    assert simulate(1697).wrong == []
+
+
 def test_one_seed_is_one_run() -> None:
     assert simulate(17) == simulate(17)
     assert simulate(17).events != simulate(18).events

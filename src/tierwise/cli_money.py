@@ -138,6 +138,9 @@ def set_budget(
     calls: Annotated[int | None, typer.Option(help="Calls of models.")] = None,
     parallel: Annotated[int | None, typer.Option(help="Calls at once.")] = None,
     steps: Annotated[int | None, typer.Option(help="Requests of a session or workflow.")] = None,
+    repeats: Annotated[int | None, typer.Option(help="The same call so often in a row, and no more.")] = None,
+    deadline: Annotated[int | None, typer.Option(help="Seconds that a session or workflow may take.")] = None,
+    reserve_usd: Annotated[float | None, typer.Option(help="What a call without price or bound holds.")] = None,
     window: Annotated[str, typer.Option(help="minute, hour, day, week, month or lifetime.")] = "lifetime",
     rolling: Annotated[bool, typer.Option("--rolling", help="The last so many seconds, not the calendar's.")] = False,
     zone: Annotated[str, typer.Option(help="Time zone of the calendar, such as Europe/Vienna.")] = "UTC",
@@ -151,7 +154,8 @@ def set_budget(
 
     asked: dict[str, Any] = {
         "scope": scope, "match": _pairs("--match", match), "limit_usd": limit_usd, "tokens": tokens, "calls": calls,
-        "parallel": parallel, "steps": steps, "window": window, "rolling": rolling, "zone": zone, "hard": not soft,
+        "parallel": parallel, "steps": steps, "repeats": repeats, "deadline_s": deadline, "reserve_usd": reserve_usd,
+        "window": window, "rolling": rolling, "zone": zone, "hard": not soft,
     }  # fmt: skip
     body = converted(asked, BudgetBody, "budget")
     with _desk(config, state) as desk:

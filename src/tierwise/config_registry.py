@@ -111,7 +111,7 @@ class Runtime:
                 if seen and seen[-1] != self.book:
                     self._take(seen[-1])
                 if self._waiting:
-                    await self._credit()
+                    await self._credit_if_possible()
 
     def _take(self, book: Book) -> None:
         self.book = book
@@ -130,6 +130,13 @@ class Runtime:
             await asyncio.gather(*(grant(each.id, each.scope, each.subject, each.amount_nano) for each in some))
             self._credited.update(each.id for each in some)
         self._waiting = False
+
+    async def _credit_if_possible(self) -> None:
+        """What an admin has done is done, and a secret is told once: that a credit has to wait is no error then."""
+        try:
+            await self._credit()
+        except Unavailable as error:
+            _log.error("credits made at runtime wait for the ledger: %s", error)
 
     async def follow(self) -> None:
         """Look again and again, until cancelled."""

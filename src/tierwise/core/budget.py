@@ -88,8 +88,12 @@ class Denial(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     used: int | None = None
 
 
+UNKNOWN_NANO = -1  # the cost of a call without a price
+
+
 class Charge(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """How an attempt ended, in money. `cost_nano` may be above the hold: then the rest is overage."""
+    """How an attempt ended, in money. `cost_nano` may be above the hold: then the rest is overage. UNKNOWN_NANO: all
+    that was held is charged, which for a call without a price is what the budget reserves for it, or nothing."""
 
     cost_nano: int
     usage: Usage = Usage()

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from tierwise.core.attempt import HELPER_CHARACTERS, HELPER_TOKENS
-from tierwise.core.budget import Charge, Denial, Hold
+from tierwise.core.budget import UNKNOWN_NANO, Charge, Denial, Hold
 from tierwise.core.catalogue import Model
 from tierwise.core.episode import Call, Episode, Failed, FailureKind, Serve
 from tierwise.core.money import Service, Usage
@@ -138,10 +138,12 @@ class Attempt:
     @property
     def expected_input(self) -> int:
         """Tokens of the prompt, as this model makes them; of a helper's, no more than it is shown."""
-        tokens = self.episode.features.input_tokens
+        features = self.episode.features
+        tokens = features.input_tokens
         if not isinstance(self.call.about, Serve):
             tokens = min(tokens, HELPER_CHARACTERS)
-        return self.books.ratios.expected(self.model.id, tokens)
+        # Never above what was held for it, whatever was learned from other prompts.
+        return min(self.books.ratios.expected(self.model.id, tokens), max(features.input_bound_tokens, 1))
 
     def paid(self, usage: Usage, served: str, service: Service | None = None) -> Paid:
         """What this usage costs at the price of the model that ran, at the class of service it ran at. Settles it."""
@@ -149,9 +151,13 @@ class Attempt:
         cost = charged_nano(billed, self.episode, usage, service)
         if not usage.estimated and billed is self.model:
             self._learn(usage)
+        guessed = usage.estimated or cost is None
         self._close(
             Charge(
-                cost_nano=cost or 0, usage=usage, billed=billed.id, kind="estimated" if usage.estimated else "reported"
+                cost_nano=UNKNOWN_NANO if cost is None else cost,
+                usage=usage,
+                billed=billed.id,
+                kind="estimated" if guessed else "reported",
             )
         )
         return Paid(usage=usage, cost_nano=cost, billed=billed.id)
@@ -175,8 +181,11 @@ class Attempt:
 
     def worst(self) -> int:
         """What was used is unknown: the worst case is charged, marked as estimated, for a later truth to correct."""
-        self._close(Charge(cost_nano=self.call.worst_case_nano, billed=self.model.id, kind="estimated"))
-        return self.call.worst_case_nano
+        worst = self.call.worst_case_nano
+        self._close(
+            Charge(cost_nano=worst if self.call.bounded else UNKNOWN_NANO, billed=self.model.id, kind="estimated")
+        )
+        return worst
 
     def failed(self, kind: FailureKind, status: int) -> int:
         """Settles a call that failed. An error reply is not billed; a call that we gave up on, or that broke off, is,

@@ -26,6 +26,8 @@ MOST_USD = 1_000_000_000
 MOST_DAYS = 36_500
 MOST_OVERLAP_S = 30 * 86_400
 DAY_S = 86_400
+MOST_REPEATS = 32  # of so many steps at most the last are kept
+OF_AGENTS = ("steps", "repeats", "deadline_s")  # what only something with a beginning and an end can have
 _PAYER = ("user", "team", "organisation")
 
 
@@ -164,7 +166,7 @@ class Desk:
         self._must_own()
         if not body.id or len(body.id) > 200 or not body.id.isprintable():
             raise _wrong("credit", "id", "names the top-up: 1 to 200 visible characters")
-        if abs(body.amount_usd) > MOST_USD or not body.amount_usd:
+        if not 0 < abs(body.amount_usd) <= MOST_USD:  # as no nan is
             raise _wrong("credit", "amount_usd", f"must not be 0, and at most {MOST_USD} either way")
         nano = usd_to_nano(abs(body.amount_usd), what="amount_usd")
         credit = Credit(
@@ -210,6 +212,8 @@ class Desk:
             raise _wrong("key", "routes", "`admin` takes the role admin as well")
         if body.expires_days is not None and not 0 < body.expires_days <= MOST_DAYS:
             raise _wrong("key", "expires_days", f"must be above 0, and {MOST_DAYS} at most")
+        if body.expires_at is not None and not 0 < body.expires_at <= self.at_s + MOST_DAYS * DAY_S:
+            raise _wrong("key", "expires_at", f"is a time in seconds since 1970, {MOST_DAYS} days ahead at most")
         for name in ("rpm", "tpm", "parallel"):
             _count("key", name, getattr(body, name))
         expires_s = body.expires_at if body.expires_days is None else self.at_s + int(body.expires_days * DAY_S)
@@ -318,8 +322,7 @@ def _budget(body: BudgetBody) -> Budget:
         raise _wrong("budget", "limit_usd", f"a budget limits something: give one of {', '.join(limits)}")
     for name in limits[1:]:
         _count("budget", name, getattr(body, name))
-    if body.scope == "request" and body.window != "lifetime":
-        raise _wrong("budget", "window", "has no effect: a request is its own window")
+    _effective(body, [name for name in limits if getattr(body, name) is not None])
     for name, value in body.match.items():
         for part in (name, value):
             if not part or len(part) > 200 or not part.isprintable() or set(part) & set(",=[]/"):
@@ -339,6 +342,23 @@ def _budget(body: BudgetBody) -> Budget:
         hard=body.hard,
         reserve_nano=_nano("budget", "reserve_usd", body.reserve_usd),
     )
+
+
+def _effective(body: BudgetBody, given: list[str]) -> None:
+    """As for the configuration file: a limit that nobody would feel is worse than none."""
+    if body.scope == "request" and body.window != "lifetime":
+        raise _wrong("budget", "window", "has no effect: a request is its own window")
+    if body.rolling and body.window == "lifetime":
+        raise _wrong("budget", "rolling", "needs a window that ends: minute, hour, day, week or month")
+    for name in given:
+        if name in OF_AGENTS and body.scope not in ("session", "workflow"):
+            raise _wrong("budget", name, "is for sessions and workflows; give `calls` instead")
+        if name != "limit_usd" and not body.hard:
+            raise _wrong("budget", name, "has no effect: a budget that is not hard refuses nothing")
+    if body.repeats is not None and not 2 <= body.repeats <= MOST_REPEATS:
+        raise _wrong("budget", "repeats", f"must be from 2 to {MOST_REPEATS}")
+    if body.reserve_usd is not None and not body.reserve_usd <= (body.limit_usd or 0):
+        raise _wrong("budget", "reserve_usd", "is held within limit_usd, so it needs one that is not below it")
 
 
 def _shown_budget(budget: Budget, source: str) -> dict[str, Any]:

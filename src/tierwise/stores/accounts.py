@@ -53,7 +53,7 @@ Live = Callable[[Key], "Account | None"]
 class Account:
     """Nano-dollars; `bound_nano` is the highest limit it ever had. `open` counts holds."""
 
-    __slots__ = ("carried_nano", "line", "start_s", "subject", *Counts.__struct_fields__)
+    __slots__ = ("carried_nano", "key", "line", "start_s", "subject", *Counts.__struct_fields__)
 
     limit_nano: int | None
     bound_nano: int | None
@@ -72,13 +72,10 @@ class Account:
         self.line = line
         self.subject = subject
         self.start_s = start_s
+        self.key: Key = (line.id, subject, start_s)
         self.carried_nano = counts.posted_nano  # sum of the entries that are not in memory
         for name in Counts.__struct_fields__:
             setattr(self, name, getattr(counts, name))
-
-    @property
-    def key(self) -> Key:
-        return (self.line.id, self.subject, self.start_s)
 
     def counts(self) -> Counts:
         return Counts(
@@ -204,6 +201,8 @@ class Line:
         """(what counts for a subject at `at_s`, the window's first second, the second of its next change). Opens no
         account and moves no window."""
         start_s, end_s = self._window_at(at_s)
+        if self.budget.scope == "request":  # a request that comes has nothing yet, and no store need be asked for it
+            return None, start_s, end_s
         account, older = self.accounts.get(subject), self._older(subject)
         if account is None:
             account, older = self._unopened(subject, start_s, at_s)
@@ -274,6 +273,8 @@ class Line:
 
     def change(self, budget: Budget) -> list[Account]:
         """The same budget with other limits. Returns the accounts whose limits changed."""
+        if budget == self.budget:  # as most are when a key is made or revoked
+            return []
         self.budget = budget
         changed = [*self.accounts.values(), *(each for parts in self.older.values() for each in parts)]
         for account in changed:
@@ -303,8 +304,8 @@ class Line:
     def _open(self, subject: str, before: Account | None) -> Account:
         if before is not None:
             self.older.setdefault(subject, []).append(before)
-        elif self.rolling:
-            self._recall(subject)
+        if self.rolling:
+            self._recall(subject, self.first_s if before is None else before.start_s + 1)
         parts = self.older.get(subject, [])
         found = next((part for part in parts if part.start_s == self.start_s), None)
         if found is not None:
@@ -348,12 +349,13 @@ class Line:
         found = [parts[part_s] for part_s in sorted(parts)]
         return (found[-1], found[:-1]) if found else (None, [])
 
-    def _recall(self, subject: str) -> None:
-        """The older parts of a rolling window that a store still has, after a restart."""
+    def _recall(self, subject: str, from_s: int) -> None:
+        """The older parts of a rolling window that a store still has, after a restart; also those that were yet to come
+        when we started, with a clock that had been set back."""
         part = self.end_s - self.start_s
         there = {each.start_s for each in self.older.get(subject, ())}
         for start_s in range(self.first_s, self.start_s, part):
-            found = self._loaded(subject, start_s) if start_s not in there else None
+            found = self._loaded(subject, start_s) if start_s >= from_s and start_s not in there else None
             if found is not None:
                 self.older.setdefault(subject, []).append(found)
 
@@ -372,10 +374,11 @@ class Line:
             if len(self.accounts) <= ACCOUNTS_KEPT:
                 return
             subject, oldest = next(iter(self.accounts.items()))
-            if oldest.open:
+            if oldest.open or any(each.open for each in self._older(subject)):
                 self.accounts.move_to_end(subject)
             else:
                 del self.accounts[subject]
+                self.older.pop(subject, None)
 
 
 def _summed(account: Account, older: list[Account], first_s: int) -> Standing:

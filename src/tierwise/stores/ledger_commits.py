@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -40,6 +41,7 @@ class GroupCommits:
         self.faults = 0  # batches that could not be written
         self._writer = writer
         self._clock = clock
+        self._steady = _steady(clock)  # by which calls are given up
         self._lease_s = lease_s
         self._number = writer.state.batch
         self._cut_end = self._end = End(writer.state.seq, writer.state.hash)
@@ -255,7 +257,7 @@ class GroupCommits:
                 future.set_exception(error)
 
     def _do_errands(self) -> None:
-        now_s = self._now_s()
+        now_s = int(self._steady())
         self._errand = self._running().call_later(ERRANDS_S, self._do_errands)
         self.books.expire(now_s - self._lease_s)
         self.books.resolve(now_s)
@@ -272,6 +274,15 @@ class GroupCommits:
 
     def _now_s(self) -> int:
         return int(self._clock())
+
+
+def _steady(clock: Callable[[], float]) -> Callable[[], float]:
+    """What the wall clock says, but no further on than time has passed here: a clock that is set forward, or a machine
+    that slept, must not give up calls that are under way, for their money would be spent again."""
+    if clock is not time.time:
+        return clock
+    ahead_s = clock() - time.monotonic()
+    return lambda: min(clock(), ahead_s + time.monotonic())
 
 
 def _answer(futures: Iterable[asyncio.Future[None]]) -> None:

@@ -11,6 +11,7 @@ import hmac
 import os
 import secrets
 import threading
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,6 +32,7 @@ PEPPER_BYTES = 32
 SECRET_BYTES = 32  # 256 bits: nobody guesses one
 PREFIX_LETTERS = 6  # of the secret, shown to recognise a key by; 220 bits stay unknown
 BUSY_MS = 5_000  # how long to wait for another process that writes
+BEGINS_S = 60  # a pepper older than this has a registry, or had one
 _CHECKED = b"tierwise registry"
 
 
@@ -42,11 +44,14 @@ class SqliteRegistry:
         self._lock = threading.Lock()
         self.pepper = os.urandom(PEPPER_BYTES) if path is None else _pepper(path.with_name(PEPPER_FILE))
         self._connection = _open(path, self.pepper)
+        self._path = path
+        self._opened = path.stat() if path is not None else None
         self._version = (-1, -1)
 
     def changed(self) -> bool:
-        """Whether anybody has written since the last `read`."""
+        """Whether anybody has written since the last `read`. Raises ConfigError when the file is gone."""
         with self._lock:
+            self._must_be_there()
             return self._seen() != self._version
 
     def read(self) -> Book:
@@ -155,6 +160,17 @@ class SqliteRegistry:
         """What changes when other connections write, and when this one does."""
         return int(self._connection.execute("PRAGMA data_version").get), self._connection.total_changes()
 
+    def _must_be_there(self) -> None:
+        """What is written to a file without a name is gone with this process, and what others write is not seen."""
+        if self._path is None or self._opened is None:
+            return
+        try:
+            there = os.path.samestat(self._path.stat(), self._opened)
+        except OSError:
+            there = False
+        if not there:
+            raise _unusable(self._path, "was deleted or replaced; put a backup in its place and start again")
+
     @contextmanager
     def _transaction(self, kind: str = "IMMEDIATE") -> Iterator[apsw.Connection]:
         """Raises ConfigError, in a sentence, when the file cannot be read or written."""
@@ -162,6 +178,7 @@ class SqliteRegistry:
 
         with self._lock:
             connection = self._connection
+            self._must_be_there()
             try:
                 connection.execute(f"BEGIN {kind}")
                 try:
@@ -211,7 +228,7 @@ def _open(path: Path | None, pepper: bytes) -> apsw.Connection:
         connection.pragma("journal_mode", "wal")
         connection.pragma("synchronous", "full")  # a revoked key stays revoked after a power cut
         connection.pragma("foreign_keys", True)
-        _migrate(connection, pepper)
+        _migrate(connection, pepper, may_begin=path is None or _is_young(path.with_name(PEPPER_FILE)))
     except OSError as error:
         raise _unusable(path, f"cannot be made there ({error.strerror}); name another folder with --state") from None
     except (apsw.Error, ConfigError) as error:
@@ -219,16 +236,23 @@ def _open(path: Path | None, pepper: bytes) -> apsw.Connection:
             connection.close()
         if isinstance(error, ConfigError):
             raise _unusable(path, error.problems[0].what) from None
-        what = f"is no sound registry ({error}); put a backup in its place, or move it away and make the keys anew"
+        what = (
+            f"is no sound registry ({error}); put a backup in its place, or move it and the pepper away and make the "
+            "keys anew"
+        )
         raise _unusable(path, what) from None
     return connection
 
 
-def _migrate(connection: apsw.Connection, pepper: bytes) -> None:
+def _is_young(path: Path) -> bool:
+    return time.time() - path.stat().st_mtime < BEGINS_S
+
+
+def _migrate(connection: apsw.Connection, pepper: bytes, *, may_begin: bool) -> None:
     """The schema, and the proof that this is the pepper that the hashes were made with."""
     connection.execute("BEGIN IMMEDIATE")  # two processes that start together migrate once
     try:
-        _brought(connection, pepper)
+        _brought(connection, pepper, may_begin)
         connection.execute("COMMIT")
     except BaseException:
         if connection.in_transaction:
@@ -236,10 +260,16 @@ def _migrate(connection: apsw.Connection, pepper: bytes) -> None:
         raise
 
 
-def _brought(connection: apsw.Connection, pepper: bytes) -> None:
+def _brought(connection: apsw.Connection, pepper: bytes, may_begin: bool) -> None:
     version = int(connection.pragma("user_version"))
     if version == 0 and connection.execute(sql.READ_TABLES).get:
         raise ConfigError((Problem("", "is the database of another program; name another folder with --state"),))
+    if version == 0 and not may_begin:  # an empty one has no key, so it would open the door to everybody
+        what = (
+            "is gone or empty, with every key and budget in it; put a backup in its place, or move the file "
+            f"{PEPPER_FILE!r} away too to begin anew without any"
+        )
+        raise ConfigError((Problem("", what),))
     if version > sql.VERSION:
         what = f"was written by a newer Tierwise (schema {version}, this one knows {sql.VERSION}); upgrade"
         raise ConfigError((Problem("", what),))
@@ -252,7 +282,7 @@ def _brought(connection: apsw.Connection, pepper: bytes) -> None:
     elif not hmac.compare_digest(connection.execute(sql.READ_PEPPER_CHECK).get or b"", proof):
         what = (
             f"was made with another pepper, so no key in it can be known; put back the file {PEPPER_FILE!r} that "
-            "belongs to it, or move the registry away and make the keys anew"
+            "belongs to it, or move both away and make the keys anew"
         )
         raise ConfigError((Problem("", what),))
 
