@@ -242,8 +242,11 @@ def no_line_of_descent(patch: pytest.MonkeyPatch) -> None:
 
 
 def kin_forgotten(patch: pytest.MonkeyPatch) -> None:
-    """A key asks only for itself whether a budget is its own to set, and not for who made it."""
+    """A key asks only for itself whether a budget is its own to set, and not for who made it; and whoever belongs to
+    nobody may name whom it likes."""
+    beyond = rule._beyond
     patch.setattr(Desk, "_barred", lambda self, budget: rule.governs(self.grantor, budget) if self.grantor else "")
+    patch.setattr(rule, "_beyond", lambda *given: [each for each in beyond(*given) if "has none" not in each])
 
 
 MUTANTS = [
@@ -259,6 +262,18 @@ async def test_the_programs_find_every_broken_rule(
 ) -> None:
     mutate(monkeypatch)
     assert await violations(tmp_path, [1968, *range(200)], most=1)
+
+
+async def test_who_belongs_to_nobody_and_is_limited_names_nobody(tmp_path: Path) -> None:
+    """Or it would spend what is prepaid for the people it names."""
+    app, _ = await opened(tmp_path)
+    limited = {"name": "b", "role": "admin", "rpm": 100_000}
+    _, boss = await asked(app, "tw-key-of-the-owner-0123456789", "POST", "/v1/admin/keys", limited)
+    for named in ({"user": "ada"}, {"team": "ads"}, {"organisation": "acme"}, {"tags": {"project": "x"}}):
+        status, told = await asked(app, boss["secret"], "POST", "/v1/admin/keys", {"name": "k", **named})
+        assert (status, next(iter(named)) in told["error"]["message"]) == (403, True), told
+    status, _ = await asked(app, boss["secret"], "POST", "/v1/admin/keys", {"name": "k"})
+    assert status == 200
 
 
 async def test_programs_can_do_something(tmp_path: Path) -> None:

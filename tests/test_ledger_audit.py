@@ -58,7 +58,7 @@ async def test_a_sound_ledger_has_no_faults_and_is_counted(tmp_path: Path) -> No
         counted = [connection.execute(f"SELECT count(*) FROM {name}").get for name in ("entry", "hold", "account")]  # noqa: S608
         kinds = {kind for (kind,) in connection.execute("SELECT DISTINCT kind FROM entry")}
     assert [seen.entries, seen.holds, seen.accounts, seen.faults] == [*counted, 0]
-    assert kinds == {"reported", "estimated", "suspense", "correction", "variance", "grant"}
+    assert kinds == {"reported", "estimated", "overage", "suspense", "correction", "variance", "grant"}
 
 
 FIELDS = ("at_s = at_s + 1", "hold = 'x' || hold", "subject = subject || 'x'", "amount_nano = amount_nano + 1",

@@ -429,3 +429,17 @@ async def test_reading_balances_changes_nothing_and_tells_everything(make: Calla
     assert (team.window, team.resets_at_s, team.price) == ("day", NEW_YEAR, 1.0)
     assert (session.steps, session.steps_done, session.left_nano, session.resets_at_s) == (3, 1, 6, None)
     assert session.price == pytest.approx(10 / 6)
+
+
+async def test_what_is_prepaid_pays_for_no_call_without_a_price_unless_something_is_reserved(
+    make: Callable[..., Any],
+) -> None:
+    unpriced = {"bounded": False}
+    ledger = make(())
+    await ledger.grant("g", "user", "ada", 100)
+    denial = await ledger.hold(a_hold("a", 0, **unpriced))
+    assert (denial.scope, denial.code) == ("credit", "unbounded")
+    assert await ledger.hold(a_hold("priced", 100)) is None
+    ledger = make((Budget(scope="team", limit_nano=1_000, reserve_nano=40),))
+    await ledger.grant("g", "user", "ada", 100)
+    assert [await ledger.hold(a_hold(f"{n}", 0, **unpriced)) is None for n in range(3)] == [True, True, False]

@@ -143,8 +143,8 @@ def _rows(path: Path, ids: list[str]) -> dict[str, tuple[str, int, int, int]]:
         posted: dict[str, tuple[int, int]] = {}
         last = connection.execute("SELECT coalesce(max(seq), 0) FROM entry").get
         for hold, number, total in connection.execute(
-            "SELECT hold, count(*), sum(amount_nano) FROM entry WHERE seq > ? AND hold IN (SELECT id FROM asked) "
-            "GROUP BY 1",
+            "SELECT hold, sum(kind != 'overage'), sum(amount_nano) FROM entry "
+            "WHERE seq > ? AND hold IN (SELECT id FROM asked) GROUP BY 1",
             (max(0, int(str(last)) - 10 * len(ids) - 10_000),),
         ):
             posted[str(hold)] = (int(number), int(total))

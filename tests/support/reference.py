@@ -193,7 +193,7 @@ class File:
                 self.granted[entry.account] = self.granted.get(entry.account, 0) + entry.amount_nano
                 continue
             self.posted[entry.account] = self.posted.get(entry.account, 0) + entry.amount_nano
-            if entry.kind in ("correction", "variance"):
+            if entry.kind in ("overage", "correction", "variance"):
                 excess = entry.amount_nano
             else:
                 again = self.firsts[entry.hold, entry.account] = self.firsts.get((entry.hold, entry.account), 0) + 1

@@ -249,7 +249,9 @@ def _beyond(payer: Payer, grantor: Grant) -> list[str]:
     lineage = (payer.key, *payer.within)
     found = [] if own.key in lineage and set(own.within) <= set(lineage) else ["it was not made by your key"]
     if not grantor.bound:
-        return found
+        # Whoever belongs to nobody would spend what is prepaid for, and limits, the people it names.
+        named = [name for name in ("organisation", "team", "user", "tags") if getattr(payer, name)]
+        return [*found, *(f"{name}: yours is limited and has none, so leave it out" for name in named)]
     held = ["organisation"]
     if own.team or not own.organisation:  # whoever has an organisation and no team has all the teams in it
         held.append("team")

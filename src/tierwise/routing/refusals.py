@@ -146,9 +146,11 @@ def _unbounded(snapshot: Snapshot, episode: Episode, facts: dict[str, Any]) -> R
     else:
         why = "the request names a file whose length nobody knows, so its cost has no bound"
         mend = "send the file's content"
+    scope = facts.get("scope") or "request"
+    whose = "a prepaid balance would pay" if scope == "credit" else f"the {scope} budget is a hard one"
     return Forbidden(
-        f"{why}, and the {facts.get('scope') or 'request'} budget is a hard one; {mend}, or give the budget "
-        "reserve_usd, what such a call may hold",
+        f"{why}, and {whose}; {mend}, or give {'a' if scope == 'credit' else 'the'} budget reserve_usd, what such a "
+        "call may hold",
         code="unbounded",
         metadata={**_known(facts), "models": unpriced},
         should_retry=False,

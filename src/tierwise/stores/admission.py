@@ -51,7 +51,9 @@ def refusals(standing: Standing, hold: Hold, amount_nano: int) -> list[Refusal]:
         elif line.credit:
             code = "credit_exhausted"
         found.append(Refusal(code, standing, left))
-    if left is not None and not hold.bounded and budget.reserve_nano is None and not line.credit:
+    # What is prepaid pays for such a call only where some budget on the path says what it may hold.
+    reserved = amount_nano > hold.amount_nano if line.credit else budget.reserve_nano is not None
+    if left is not None and not hold.bounded and not reserved:
         found.append(Refusal("unbounded", standing, left))
     counts: tuple[tuple[DenialCode, int | None, int, int], ...] = (
         ("step_limit", budget.steps, standing.steps, hold.steps),

@@ -410,13 +410,16 @@ class Books:
     def _end(self, held: _Held, cost: int, at_s: int, state: HoldState, kind: EntryKind) -> None:
         row = msgspec.structs.replace(held.row, state=state, cost_nano=cost, closed_s=at_s)
         self._closed[row.id] = self._touched[row.id] = row
-        if state != "released":
-            for account in held.accounts:
+        parts: list[tuple[EntryKind, int]] = [] if state == "released" else [(kind, min(cost, row.amount_nano))]
+        if cost > row.amount_nano:
+            parts.append(("overage", cost - row.amount_nano))  # what a provider bills beyond the hold stands by itself
+        for account in held.accounts:
+            for kind, amount in parts:
                 entry = Entry(
-                    at_s=at_s, hold=row.id, account=account.key, amount_nano=cost, kind=kind, snapshot=row.snapshot
+                    at_s=at_s, hold=row.id, account=account.key, amount_nano=amount, kind=kind, snapshot=row.snapshot
                 )
                 self._enter(account, entry)
-        while len(self._closed) > ENTRIES_KEPT:
+        if len(self._closed) > ENTRIES_KEPT:
             del self._closed[next(iter(self._closed))]
 
     def _adjust(self, row: HoldRow, difference: int, at_s: int, note: str) -> None:

@@ -8,7 +8,7 @@ import msgspec
 
 from tierwise.stores.accounts import Counts, Key
 
-EntryKind = Literal["reported", "estimated", "suspense", "correction", "variance", "grant"]
+EntryKind = Literal["reported", "estimated", "overage", "suspense", "correction", "variance", "grant"]
 HoldState = Literal["open", "suspense", "settled", "released"]
 
 

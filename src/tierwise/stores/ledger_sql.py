@@ -91,7 +91,7 @@ def create_tables(connection: apsw.Connection) -> None:
             start_s INTEGER NOT NULL,
             amount_nano INTEGER NOT NULL,
             kind TEXT NOT NULL
-                CHECK (kind IN ('reported', 'estimated', 'suspense', 'correction', 'variance', 'grant')),
+                CHECK (kind IN ('reported', 'estimated', 'overage', 'suspense', 'correction', 'variance', 'grant')),
             snapshot TEXT NOT NULL,
             note TEXT NOT NULL,
             hash BLOB NOT NULL CHECK (length(hash) = 32),
