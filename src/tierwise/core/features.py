@@ -254,13 +254,13 @@ def _found(turns: tuple[Turn, ...], keywords: tuple[str, ...]) -> tuple[str, ...
     wanted = _prepared(keywords)
     last = next((turn.text for turn in turns[:-200:-1] if turn.role == "user"), turns[-1].text if turns else "")
     texts = [ends(text, *KEYWORD_READ).casefold() for text in (last, _whole(turns, "system")) if text]
-    spaced = [" ".join(text.split()) for text in texts]
+    spaced = [single_spaced(text) for text in texts]
     return tuple(keyword for keyword in wanted if any(_contains(text, keyword) for text in spaced))
 
 
 @functools.lru_cache(maxsize=64)
 def _prepared(keywords: tuple[str, ...]) -> tuple[str, ...]:
-    folded = (" ".join(keyword.casefold().split()) for keyword in keywords)
+    folded = (single_spaced(keyword.casefold()) for keyword in keywords)
     return tuple(sorted({keyword for keyword in folded if keyword}))
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import msgspec
 
 from tierwise.core.request import Task
+from tierwise.core.text import single_spaced
 
 
 class Template(msgspec.Struct, frozen=True):
@@ -89,7 +90,7 @@ def find(present: frozenset[str], *texts: str) -> Template | None:
     holds their triggers."""
     if not present:
         return None
-    spaced = [" ".join(text.split()) for text in texts if text]
+    spaced = [single_spaced(text) for text in texts if text]
     candidates = [each for trigger in present for each in _BY_TRIGGER[trigger]]
     hits = [each for each in candidates if any(each.marker in text for text in spaced)]
     return min(hits, key=TEMPLATES.index) if hits else None

@@ -28,20 +28,20 @@ _SYMBOLS = b"{}();=<>[]_\\|&`"
 _PUNCTUATION = bytes([*range(33, 48), *range(58, 65), *range(91, 97), *range(123, 127)])
 # What a byte is: small letter, capital, digit, line end, blank, bullet, symbol of programs, other mark, beyond ASCII.
 _OTHER, _SMALL, _CAPS, _NUMERAL, _END, _BLANK, _BULLET, _SYMBOL, _SIGN, _BEYOND, _KINDS = range(11)
-_KIND = bytearray(256)
-for _codes, _kind in (
-    (_PUNCTUATION, _SIGN),
-    (_SYMBOLS, _SYMBOL),
-    (b"-*", _BULLET),
-    (range(97, 123), _SMALL),
-    (range(65, 91), _CAPS),
-    (range(48, 58), _NUMERAL),
-    ((10,), _END),
-    (b" \t", _BLANK),
-    (range(128, 256), _BEYOND),
-):
-    for _code in _codes:
-        _KIND[_code] = _kind
+_KIND = _table(
+    [
+        (_PUNCTUATION, chr(_SIGN)),
+        (_SYMBOLS, chr(_SYMBOL)),
+        (b"-*", chr(_BULLET)),
+        (range(97, 123), chr(_SMALL)),
+        (range(65, 91), chr(_CAPS)),
+        (range(48, 58), chr(_NUMERAL)),
+        ((10,), chr(_END)),
+        (b" \t", chr(_BLANK)),
+        (range(128, 256), chr(_BEYOND)),
+    ],
+    chr(_OTHER),
+)
 _WORDS = bytes(code if code >= 128 or chr(code).isalnum() else 32 for code in range(256))
 # What separates words outside ASCII and is common enough to matter: quotes, dashes, inverted and full-width marks.
 _MARKS = "¿¡«»“”„‘’–—…•·、。，！？：；（）「」『』【】؟،।\u00a0\u3000"
@@ -154,7 +154,7 @@ def _tables() -> tuple[np.ndarray[Any, np.dtype[np.uint8]], np.ndarray[Any, np.d
     for column, (before, after) in enumerate(_WHAT):
         for first in before:
             what[[first * _KINDS + second for second in after], column] = 1
-    return np.frombuffer(bytes(_KIND), np.uint8), what
+    return np.frombuffer(_KIND, np.uint8), what
 
 
 def single_spaced(folded: str) -> str:

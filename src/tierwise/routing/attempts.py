@@ -146,21 +146,26 @@ class Attempt:
         return min(self.books.ratios.expected(self.model.id, tokens), max(features.input_bound_tokens, 1))
 
     def paid(self, usage: Usage, served: str, service: Service | None = None) -> Paid:
-        """What this usage costs at the price of the model that ran, at the class of service it ran at. Settles it."""
-        billed = billed_model(self.snapshot.catalogue, self.model, served)
-        cost = charged_nano(billed, self.episode, usage, service)
-        if not usage.estimated and billed is self.model:
+        """What this usage costs. Settles it."""
+        priced = self.priced(usage, served, service)
+        cost = priced.cost_nano
+        if not usage.estimated and priced.billed == self.model.id:
             self._learn(usage)
         guessed = usage.estimated or cost is None
         self._close(
             Charge(
                 cost_nano=UNKNOWN_NANO if cost is None else cost,
                 usage=usage,
-                billed=billed.id,
+                billed=priced.billed,
                 kind="estimated" if guessed else "reported",
             )
         )
-        return Paid(usage=usage, cost_nano=cost, billed=billed.id)
+        return priced
+
+    def priced(self, usage: Usage, served: str, service: Service | None = None) -> Paid:
+        """What this usage costs at the price of the model that ran, at the class of service it ran at."""
+        billed = billed_model(self.snapshot.catalogue, self.model, served)
+        return Paid(usage=usage, cost_nano=charged_nano(billed, self.episode, usage, service), billed=billed.id)
 
     def checkpoint(self, usage: Usage) -> None:
         """So much has been used of it for certain."""
@@ -237,16 +242,20 @@ class Attempt:
 async def counted(attempt: Attempt, usage: Usage | None, output: str) -> Usage:
     """What the provider says was used. Where it says nothing, or nothing of what it read or wrote, our own count stands
     for that: nobody answers for nothing."""
-    read, wrote = (usage.prompt_tokens, usage.completion_tokens) if usage is not None else (0, 0)
     said = usage if usage is not None else Usage()
-    if read and (wrote or not output):
+    if is_told(said, wrote=bool(output)):
         return said
     return msgspec.structs.replace(
         said,
-        input_tokens=said.input_tokens if read else attempt.expected_input,
-        output_tokens=said.output_tokens if wrote else await count(output),
+        input_tokens=said.input_tokens if said.prompt_tokens else attempt.expected_input,
+        output_tokens=said.output_tokens if said.completion_tokens else await count(output),
         estimated=True,
     )
+
+
+def is_told(usage: Usage, *, wrote: bool) -> bool:
+    """Whether a provider's usage says what it read, and what it wrote where it wrote anything."""
+    return usage.prompt_tokens > 0 and (usage.completion_tokens > 0 or not wrote)
 
 
 def failed_event(attempt: Attempt, error: UpstreamError, after_ms: int) -> Failed:

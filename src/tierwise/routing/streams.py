@@ -15,8 +15,8 @@ from tierwise.core.episode import Replied, ReplyFacts, Stop
 from tierwise.core.errors import Refused, RequestError
 from tierwise.core.money import TOKENS_PER_PRICE, Usage
 from tierwise.core.ports import Incoming, Status, UpstreamError
-from tierwise.core.weigh import billed_model, charged_nano
-from tierwise.routing.attempts import Attempt, Paid, since_ms
+from tierwise.core.weigh import charged_nano
+from tierwise.routing.attempts import Attempt, is_told, since_ms
 from tierwise.routing.books import Books
 from tierwise.routing.tokens import count
 from tierwise.routing.trace import Trace
@@ -190,8 +190,7 @@ class Streamed:
         self._incoming.close()
         meter = self._relay.meter
         usage = meter.usage
-        told = usage is not None and usage.prompt_tokens and (usage.completion_tokens or not meter.output_characters)
-        if meter.done and usage is not None and told:
+        if meter.done and usage is not None and is_told(usage, wrote=meter.output_characters > 0):
             self._settle(usage, status, code)
             self._books.leave()
         else:
@@ -242,13 +241,12 @@ class Streamed:
         meter = self._relay.meter
         if usage is None or not usage.prompt_tokens:
             usage = self._partial(meter.output_characters // 4 + 1)
-        billed = billed_model(self.trace.snapshot.catalogue, self._attempt.model, served)
         episode = self.trace.episode
-        cost = charged_nano(billed, episode, usage, meter.service)
+        priced = self._attempt.priced(usage, served, meter.service)
         if episode.money.left_nano is not None:  # what is still held for this call is about to become its cost
             left = self._attempt.ledger.left_nano(episode.payer, episode.hints) or 0
-            self.trace.left_nano = max(left + self._attempt.call.worst_case_nano - (cost or 0), 0)
-        bill = self.trace.bill(Paid(usage=usage, cost_nano=cost, billed=billed.id))
+            self.trace.left_nano = max(left + self._attempt.call.worst_case_nano - (priced.cost_nano or 0), 0)
+        bill = self.trace.bill(priced)
         # A short stream is billed with its first chunk, before the trace knows that this model is the one.
         return msgspec.structs.replace(bill, model=self._attempt.model.id)
 

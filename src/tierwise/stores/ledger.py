@@ -14,10 +14,10 @@ from pathlib import Path
 
 import msgspec
 
-from tierwise.core.budget import Balance, Budget, Charge, Denial, Hold, Lambda
+from tierwise.core.budget import Budget, Charge, Denial, Hold
 from tierwise.core.errors import Unavailable
 from tierwise.core.ports import CLAIM_S, Claim
-from tierwise.core.request import Hints, Payer
+from tierwise.core.request import Payer
 from tierwise.stores import ledger_sql as sql
 from tierwise.stores.accounts import Counts, Key
 from tierwise.stores.books import Books
@@ -28,7 +28,6 @@ from tierwise.stores.ledger_copies import backup_to, entries_after
 from tierwise.stores.ledger_file import LEDGER, RESERVE_BYTES, Lock, Reserve, counts_of, hold_of, open_reader
 from tierwise.stores.ledger_rows import Entry, HoldRow
 from tierwise.stores.ledger_writer import Writer
-from tierwise.stores.reading import balances_of, left_of, money_of
 from tierwise.stores.sqlite_file import explained
 
 BATCH_HOLDS = 512  # in one transaction
@@ -163,37 +162,9 @@ class SqliteLedger(GroupCommits):
             await self._sync()
         return done
 
-    def money(self, payer: Payer, hints: Hints, at_s: int) -> Lambda:
-        return money_of(self.books.passes(payer, hints), at_s)
-
-    def balances(self, payer: Payer, hints: Hints, *, rates: bool = False) -> tuple[Balance, ...]:
-        return balances_of(self.books.passes(payer, hints), self._now_s(), rates=rates)
-
-    def left_nano(self, payer: Payer, hints: Hints) -> int | None:
-        return left_of(self.books.passes(payer, hints), self._now_s())
-
     def reload(self, budgets: tuple[Budget, ...]) -> None:
         self.books.reload(budgets)
         self._later()
-
-    def open_holds(self) -> int:
-        return self.books.open_holds()
-
-    def audit(self) -> tuple[str, ...]:
-        """Of the books in memory; `ledger_audit` audits the file."""
-        return self.books.audit()
-
-    @property
-    def ignored(self) -> int:
-        return self.books.ignored
-
-    @property
-    def overages(self) -> int:
-        return self.books.overages
-
-    @property
-    def overage_nano(self) -> int:
-        return self.books.overage_nano
 
     @property
     def commits(self) -> int:

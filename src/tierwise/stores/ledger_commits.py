@@ -17,9 +17,9 @@ from pathlib import Path
 from tierwise.core.budget import Charge
 from tierwise.core.errors import Closed, Unavailable
 from tierwise.core.ports import CLAIM_S
-from tierwise.stores.books import Books
 from tierwise.stores.ledger_batch import Batch, End
 from tierwise.stores.ledger_writer import Rows, Writer, Written
+from tierwise.stores.reading import Reads
 
 GATHER_S = 0.01  # how long settlements wait for the next hold's commit, when nobody waits for them
 RETRY_S = 0.25
@@ -30,10 +30,8 @@ ERRANDS_S = 60.0
 log = logging.getLogger(__name__)
 
 
-class GroupCommits:
+class GroupCommits(Reads):
     """The half of SqliteLedger that knows nothing of budgets: when to write, whom to answer, what to do on a fault."""
-
-    books: Books
 
     def __init__(self, path: Path, writer: Writer, clock: Callable[[], float], lease_s: int) -> None:
         self.path = path
@@ -271,9 +269,6 @@ class GroupCommits:
         yield from reversed(self._queue)
         if self._writing is not None:
             yield self._writing
-
-    def _now_s(self) -> int:
-        return int(self._clock())
 
 
 def _steady(clock: Callable[[], float]) -> Callable[[], float]:

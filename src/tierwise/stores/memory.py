@@ -9,19 +9,19 @@ import time
 from collections import OrderedDict, deque
 from collections.abc import Callable
 
-from tierwise.core.budget import Balance, Budget, Charge, Denial, Hold, Lambda
+from tierwise.core.budget import Budget, Charge, Denial, Hold
 from tierwise.core.errors import Closed
 from tierwise.core.ports import CLAIM_S, Claim, Feedback, Record
-from tierwise.core.request import Hints, Payer
+from tierwise.core.request import Payer
 from tierwise.stores.books import Books
-from tierwise.stores.reading import balances_of, left_of, money_of
+from tierwise.stores.reading import Reads
 from tierwise.stores.rows import RECENT_MAX, Total, newest, totals_of
 
 JOURNAL_SNAPSHOTS_KEPT = 16
 CLAIMS_KEPT = 100_000
 
 
-class MemoryLedger:
+class MemoryLedger(Reads):
     """Ledger of core/ports. For one event loop: each operation runs from its first line to its last without waiting,
     so it is atomic, and a cancelled request cannot leave half of one behind."""
 
@@ -29,9 +29,6 @@ class MemoryLedger:
         self.books = Books(budgets)
         self._clock = clock
         self._claims: OrderedDict[tuple[Payer, str], tuple[int, Claim]] = OrderedDict()
-
-    def money(self, payer: Payer, hints: Hints, at_s: int) -> Lambda:
-        return money_of(self.books.passes(payer, hints), at_s)
 
     async def hold(self, hold: Hold) -> Denial | None:
         denial = self.books.hold(hold)
@@ -74,35 +71,8 @@ class MemoryLedger:
     async def close(self) -> None:
         """Nothing to let go of."""
 
-    def open_holds(self) -> int:
-        return self.books.open_holds()
-
-    def balances(self, payer: Payer, hints: Hints, *, rates: bool = False) -> tuple[Balance, ...]:
-        return balances_of(self.books.passes(payer, hints), self._now_s(), rates=rates)
-
-    def left_nano(self, payer: Payer, hints: Hints) -> int | None:
-        return left_of(self.books.passes(payer, hints), self._now_s())
-
     def reload(self, budgets: tuple[Budget, ...]) -> None:
         self.books.reload(budgets)
-
-    def audit(self) -> tuple[str, ...]:
-        return self.books.audit()
-
-    @property
-    def ignored(self) -> int:
-        return self.books.ignored
-
-    @property
-    def overages(self) -> int:
-        return self.books.overages
-
-    @property
-    def overage_nano(self) -> int:
-        return self.books.overage_nano
-
-    def _now_s(self) -> int:
-        return int(self._clock())
 
 
 class MemoryJournal:

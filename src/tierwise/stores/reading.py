@@ -1,9 +1,13 @@
-"""What the budgets above a payer come to at one moment. Changes nothing; `Books.passes` finds them."""
+"""What the books come to at one moment: the half of every ledger that changes nothing."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from tierwise.core.budget import Balance, Lambda, is_rate
+from tierwise.core.request import Hints, Payer
 from tierwise.stores.accounts import Line
+from tierwise.stores.books import Books
 
 Passes = list[tuple[Line, str]]  # each budget or credit above a payer, and whose account in it is the payer's
 
@@ -53,3 +57,41 @@ def left_of(passes: Passes, at_s: int) -> int | None:
         left = (line.limit_of(counted) or 0) - used
         least = left if least is None else min(least, left)
     return least
+
+
+class Reads:
+    """What a ledger answers from its books, by its clock."""
+
+    books: Books
+    _clock: Callable[[], float]
+
+    def money(self, payer: Payer, hints: Hints, at_s: int) -> Lambda:
+        return money_of(self.books.passes(payer, hints), at_s)
+
+    def balances(self, payer: Payer, hints: Hints, *, rates: bool = False) -> tuple[Balance, ...]:
+        return balances_of(self.books.passes(payer, hints), self._now_s(), rates=rates)
+
+    def left_nano(self, payer: Payer, hints: Hints) -> int | None:
+        return left_of(self.books.passes(payer, hints), self._now_s())
+
+    def open_holds(self) -> int:
+        return self.books.open_holds()
+
+    def audit(self) -> tuple[str, ...]:
+        """Of the books in memory; `ledger_audit` audits a file."""
+        return self.books.audit()
+
+    @property
+    def ignored(self) -> int:
+        return self.books.ignored
+
+    @property
+    def overages(self) -> int:
+        return self.books.overages
+
+    @property
+    def overage_nano(self) -> int:
+        return self.books.overage_nano
+
+    def _now_s(self) -> int:
+        return int(self._clock())

@@ -295,7 +295,8 @@ class SqliteJournal:
                     self._add_rows(rows[:many], summed, faults)
                     del rows[:many]
                 for item in batch:
-                    self._add(item, faults)
+                    if not isinstance(item, _Row):
+                        self._add(item, faults)
                 for place, amounts in summed.items():
                     self._connection.execute(sql.ADD_ROLLUP, (*place, *amounts))
         except Exception as error:  # a full or failing disk, or a fault of ours: never the request's business
@@ -331,7 +332,7 @@ class SqliteJournal:
                 had = summed.get(row.place)
                 summed[row.place] = row.amounts if had is None else tuple(map(add, had, row.amounts))
 
-    def _add(self, item: _Thing, faults: list[str]) -> None:
+    def _add(self, item: Feedback | _Snapshot, faults: list[str]) -> None:
         import apsw
 
         execute = self._connection.execute
@@ -342,8 +343,6 @@ class SqliteJournal:
                     execute(sql.ADD_FEEDBACK, (*about, self._encode(item)))
                 case _Snapshot():
                     execute(sql.ADD_SNAPSHOT, (item.hash, int(self._clock()), item.data))
-                case _Row():
-                    pass  # with the others
         except (apsw.ConstraintError, apsw.MismatchError, TypeError, ValueError, OverflowError) as error:
             # One row that no file can hold; the others are sound.
             faults.append(f"{type(item).__name__} cannot be written: {error}")
