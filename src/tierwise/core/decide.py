@@ -210,32 +210,33 @@ class _Walk:
             return self.reference(plan.then, frame)
         rate, draw = exploration.rate, self.draw
         share = rate / len(models)
+        odds = {model.id: share for model in models}
+        for model, chance in self.usual(plan.then, frame, draw):
+            odds[model] = odds.get(model, 0.0) + (1 - rate) * chance
+        self.odds = self.odds or tuple(sorted(odds.items()))
         if draw >= rate:
             # The rest of the draw is again uniform, so an exploration further down is independent of this one.
             self.draw = (draw - rate) / (1 - rate)
-            result = self.reference(plan.then, frame)
-            self.odds = self.odds or self.odds_of(result, rate, share, models)
-            return result
+            return self.reference(plan.then, frame)
         chosen = models[min(int(draw / share), len(models) - 1)]
-        usual = _Walk(self.snapshot, self.episode)
-        usual.draw = draw / rate
-        self.odds = self.odds_of(usual.reference(plan.then, frame), rate, share, models)
-        self.reason(frame.at, "explored", ("rate", rate), ("odds", round(dict(self.odds)[chosen.id], 6)))
+        self.reason(frame.at, "explored", ("rate", rate), ("odds", round(odds[chosen.id], 6)))
         result = self.use((chosen.id,), frame.down("explore"))
         return self.reference(plan.then, frame) if isinstance(result, Spent) else result
 
-    def odds_of(self, usual: Result, rate: float, share: float, models: Pool) -> tuple[tuple[str, float], ...]:
-        """The chance of each model before the dice fell: what off-policy evaluation divides by."""
-        odds = {model.id: share for model in models}
-        match usual:
-            case Need(call=call):
-                odds[call.model] = odds.get(call.model, 0.0) + 1 - rate
-            case Got(event=event):
-                model = self.episode.events[event].model
-                odds[model] = odds.get(model, 0.0) + 1 - rate
-            case Spent():
-                pass
-        return tuple(sorted(odds.items()))
+    def usual(self, name: str, frame: _Frame, draw: float) -> tuple[tuple[str, float], ...]:
+        """The chance of each model where this exploration's dice say no, as it was before anything below was called:
+        what came of a call since then must not change the odds it was made at. Empty when nothing would serve, or
+        when only a helper who was not asked could say."""
+        events = self.episode.events
+        before = tuple(
+            event for event in events if not event.at.startswith(f"{frame.at}/") or "?" in event.at[len(frame.at) :]
+        )
+        walk = _Walk(self.snapshot, msgspec.structs.replace(self.episode, events=before))
+        walk.draw = draw
+        result = walk.reference(name, frame)
+        if walk.odds or not isinstance(result, Need) or not isinstance(result.call.about, Serve):
+            return walk.odds
+        return ((result.call.model, 1.0),)
 
     # -------------------------------------------------------------------------------------------- cascades
 
