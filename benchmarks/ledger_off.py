@@ -3,9 +3,9 @@
 
 from __future__ import annotations
 
-from tierwise import config
-from tierwise.cli import main
+from tierwise.cli.main import main
+from tierwise.config import opened
 
 if __name__ == "__main__":
-    config._ledger = lambda setup, in_memory: config.open_ledger(setup)
+    opened._ledger = lambda setup, in_memory: opened.open_ledger(setup)
     main()

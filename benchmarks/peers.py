@@ -121,7 +121,7 @@ NOT_DURABLE = "Tierwise, ledger in memory"
 
 def tierwise(*, durable: bool = True) -> Peer:
     version = _printed([sys.executable, "-c", "from importlib.metadata import version; print(version('tierwise'))"])
-    program = "tierwise.cli" if durable else "benchmarks.ledger_off"
+    program = "tierwise" if durable else "benchmarks.ledger_off"
 
     def start(folder: Path, port: int, upstream: int) -> Process:
         config = folder / "tierwise.yaml"

@@ -31,9 +31,9 @@ from tierwise.core.policy import Best, Keep, Plan, Policy, Screen, Use
 from tierwise.core.request import Features, Hints, Payer, Task
 from tierwise.core.snapshot import Snapshot, build
 from tierwise.core.weigh import charged_nano
-from tierwise.stores.books import Books
-from tierwise.stores.reading import money_of
-from tierwise.stores.windows import DAY_S
+from tierwise.stores.ledger.books import Books
+from tierwise.stores.ledger.reading import money_of
+from tierwise.stores.ledger.windows import DAY_S
 
 START_S = 1_780_272_000  # 2026-06-01 00:00 UTC: a Monday, and the first day of a month of 30 days
 DAYS = 30

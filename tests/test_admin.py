@@ -19,7 +19,7 @@ from tests.support.gateway import ADA, KEYS, Gateway, Heard, world
 from tests.support.management import asked, opened, violations
 from tests.support.upstream import FakeUpstream
 from tests.test_cli import serving
-from tierwise import cli
+from tierwise.cli import main as cli
 from tierwise.core import keys as rule
 from tierwise.core.keys import Grant
 from tierwise.server.desk import Desk

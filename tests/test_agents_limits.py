@@ -22,8 +22,8 @@ from tests.support.worlds import world as snapshot
 from tierwise.core.budget import Budget, Hold
 from tierwise.core.request import Payer
 from tierwise.routing.attempts import fingerprint
-from tierwise.stores.admission import without_last
-from tierwise.stores.books import Books
+from tierwise.stores.ledger.admission import without_last
+from tierwise.stores.ledger.books import Books
 from tierwise.wire import codec
 
 REPEATS, STEPS = 5, 12

@@ -36,7 +36,7 @@ DECISION = re.compile(r"[0-9a-z]{26,32}")
 def run(
     *words: str, cwd: Path, environ: dict[str, str] | None = None, stdin: str = ""
 ) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "tierwise.cli", *words]
+    command = [sys.executable, "-m", "tierwise", *words]
     ran = subprocess.run(
         command, cwd=cwd, env=ENVIRON | (environ or {}), input=stdin, capture_output=True, text=True, timeout=60,
         check=False,
@@ -56,7 +56,7 @@ def good(*words: str, cwd: Path, **more: Any) -> str:
 @contextmanager
 def serving(cwd: Path, *words: str) -> Iterator[dict[str, Any]]:
     """A gateway process on a free port; what it told of itself at the start."""
-    command = [sys.executable, "-m", "tierwise.cli", "serve", "--port", "0", "--json", *words]
+    command = [sys.executable, "-m", "tierwise", "serve", "--port", "0", "--json", *words]
     process = subprocess.Popen(command, cwd=cwd, env=ENVIRON, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None
@@ -181,7 +181,7 @@ def terminal(words: Sequence[str], cwd: Path, columns: int = 80) -> list[str]:
     """The lines that a terminal of so many columns would show, without colours."""
     ours, theirs = pty.openpty()
     environ = {**ENVIRON, "COLUMNS": str(columns), "LINES": "24"}
-    command = [sys.executable, "-m", "tierwise.cli", *words]
+    command = [sys.executable, "-m", "tierwise", *words]
     process = subprocess.Popen(command, cwd=cwd, env=environ, stdin=theirs, stdout=theirs, stderr=theirs)
     os.close(theirs)
     heard = b""
@@ -222,7 +222,7 @@ def test_serve_tells_its_facts_as_json(past: Any) -> None:
 
 def test_serve_prints_an_example_that_works(tmp_path: Path) -> None:
     """The curl line is run as it is printed."""
-    command = [sys.executable, "-m", "tierwise.cli", "serve", "--port", "0"]
+    command = [sys.executable, "-m", "tierwise", "serve", "--port", "0"]
     process = subprocess.Popen(
         command, cwd=tmp_path, env=ENVIRON, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )

@@ -26,15 +26,15 @@ import yaml
 from tests.support.ledgers import a_hold
 from tests.test_cli import ENVIRON
 from tests.test_cli import run as process
-from tierwise import cli
-from tierwise.cli_balance import COLUMNS, dollars, picture
-from tierwise.cli_ledger import _period, cell
+from tierwise.cli import main as cli
+from tierwise.cli.balance import COLUMNS, dollars, picture
+from tierwise.cli.ledger import _period, cell
 from tierwise.core.budget import Budget, Charge
 from tierwise.core.errors import RequestError, TierwiseError
-from tierwise.stores.bills import DAY_S, day_of
+from tierwise.stores.journal import SqliteJournal
 from tierwise.stores.journal_sql import ADD_ROLLUP
-from tierwise.stores.ledger import SqliteLedger
-from tierwise.stores.sqlite import SqliteJournal
+from tierwise.stores.ledger.bills import DAY_S, day_of
+from tierwise.stores.ledger.sqlite import SqliteLedger
 
 CONFIG = {
     "models": {"simulated/small": {}, "simulated/large": {}},
@@ -90,7 +90,7 @@ def served(folder: Path) -> Iterator[str]:
 @contextmanager
 def gateway(folder: Path, *words: str) -> Iterator[str]:
     """A gateway process; its address."""
-    command = [sys.executable, "-m", "tierwise.cli", "serve", "--json", *(words or ("--port", "0"))]
+    command = [sys.executable, "-m", "tierwise", "serve", "--json", *(words or ("--port", "0"))]
     environ = {**ENVIRON, "ADA_KEY": KEY}
     process = subprocess.Popen(
         command, cwd=folder, env=environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -107,7 +107,7 @@ def gateway(folder: Path, *words: str) -> Iterator[str]:
 
 
 def following(folder: Path, url: str, *words: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "tierwise.cli", "balance", "--watch", "--url", url, *words]
+    command = [sys.executable, "-m", "tierwise", "balance", "--watch", "--url", url, *words]
     environ = {**ENVIRON, "TIERWISE_KEY": KEY}
     return subprocess.Popen(command, cwd=folder, env=environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
@@ -175,7 +175,7 @@ def test_a_balance_is_watched_as_it_falls_over_a_restart_until_control_c(folder:
 
 def test_a_terminal_shows_one_picture_and_gets_its_cursor_back(folder: Path, served: str) -> None:
     leader, follower = pty.openpty()
-    command = [sys.executable, "-m", "tierwise.cli", "balance", "--watch", "--url", served]
+    command = [sys.executable, "-m", "tierwise", "balance", "--watch", "--url", served]
     watching = subprocess.Popen(
         command, cwd=folder, env={**ENVIRON, "TIERWISE_KEY": KEY}, stdin=follower, stdout=follower, stderr=follower,
         start_new_session=True,

@@ -9,8 +9,9 @@ import msgspec
 
 from tests.support.config_files import CANARY, ENVIRON, EXAMPLE, ONE, QUIET, loaded, refused
 from tests.support.config_samples import validate
-from tierwise.config import find, load, schema
-from tierwise.config_file import read_text
+from tierwise.config import find, load
+from tierwise.config.file import read_text
+from tierwise.config.schema import schema
 from tierwise.core.budget import Budget
 from tierwise.core.errors import ConfigError
 from tierwise.core.policy import BALANCED, PRESETS, Best, Keep

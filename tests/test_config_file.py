@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.support.config_samples import Disagrees, moved, options, slips, validate
-from tierwise.config_file import MAX_BYTES, Located, read_file, read_text
-from tierwise.config_read import nearest, read
-from tierwise.config_schema import ConfigFile, schema
+from tierwise.config.file import MAX_BYTES, Located, read_file, read_text
+from tierwise.config.read import nearest, read
+from tierwise.config.schema import ConfigFile, schema
 from tierwise.core.errors import ConfigError, Problem
 
 OPTIONS = list(options())

@@ -10,8 +10,7 @@ import msgspec
 import pytest
 
 from tests.support.config_files import CANARY, EXAMPLE, ONE, QUIET, loaded, places, refused
-from tierwise.config import resolve_secret
-from tierwise.config_secrets import Secret
+from tierwise.config.secrets import Secret, resolve_secret
 from tierwise.core.errors import ConfigError
 
 # ------------------------------------------------------------------------------------------------ what is refused

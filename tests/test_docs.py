@@ -12,7 +12,8 @@ import pytest
 import typer.main
 
 from tests.support.served import Served, simulated
-from tierwise import cli, config
+from tierwise.cli import main as cli
+from tierwise.config import load, opened, schema
 from tierwise.core.episode import REFUSALS
 from tierwise.core.errors import BadRequest
 from tierwise.core.money import usd_text
@@ -83,7 +84,7 @@ def test_every_program_runs(
 async def test_every_configuration_loads(text: str, tmp_path: Path) -> None:
     path = tmp_path / "tierwise.yaml"
     path.write_text(text)
-    setup = await config.load(path, ENVIRON)
+    setup = await load(path, ENVIRON)
     assert setup.snapshot.catalogue.models
 
 
@@ -168,7 +169,7 @@ def commands(group: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 def test_configuration_keys() -> None:
     """Conditions and tests of acceptance are among them: the schema reaches into every plan."""
-    parts = config.schema()["$defs"].values()
+    parts = schema.schema()["$defs"].values()
     keys = {key for part in parts for key in part.get("properties", ())}
     assert {"min_complexity", "similarity", "budget_status", "gpu_hour_usd", "among"} <= keys
     assert missing(keys, "configuration.md", "deciding.md") == []
@@ -176,7 +177,7 @@ def test_configuration_keys() -> None:
 
 def test_configuration_values() -> None:
     """Every word that a setting takes from a closed list."""
-    assert missing(enumerated(config.schema()), "configuration.md", "deciding.md", "http.md") == []
+    assert missing(enumerated(schema.schema()), "configuration.md", "deciding.md", "http.md") == []
 
 
 def enumerated(part: Any) -> Iterator[str]:
@@ -237,4 +238,4 @@ def test_figures_of_the_balanced_preset() -> None:
 
 
 def test_the_name_of_the_journal() -> None:
-    assert config.JOURNAL_FILE in words_of("operations.md")
+    assert opened.JOURNAL_FILE in words_of("operations.md")

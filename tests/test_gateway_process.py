@@ -90,7 +90,7 @@ async def spawn(folder: Path, *arguments: str) -> Process:
     kept = {name: value for name, value in os.environ.items() if not name.startswith("TIERWISE_")}
     environ = kept | ENVIRON | {"PYTHONPATH": str(ROOT / "src"), "PYTHONUNBUFFERED": "1"}
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "tierwise.cli", "serve", "--json", *arguments,
+        sys.executable, "-m", "tierwise", "serve", "--json", *arguments,
         cwd=folder, env=environ, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
     )  # fmt: skip
     return Process(folder, process)

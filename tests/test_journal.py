@@ -17,10 +17,11 @@ from tests.support.records import NOON, a_record
 from tierwise.core.errors import Closed
 from tierwise.core.ports import Feedback, Record
 from tierwise.core.request import Payer
-from tierwise.stores import journal_sql, sqlite
+from tierwise.stores import journal as sqlite
+from tierwise.stores import journal_sql
+from tierwise.stores.journal import SqliteJournal
+from tierwise.stores.journal_rows import Total
 from tierwise.stores.memory import JOURNAL_SNAPSHOTS_KEPT, MemoryJournal
-from tierwise.stores.rows import Total
-from tierwise.stores.sqlite import SqliteJournal
 
 DAY_S = 86_400
 JOURNALS: dict[str, Callable[[Path], Any]] = {

@@ -15,7 +15,7 @@ import pytest
 from tests.support.records import a_record
 from tierwise.core.errors import ConfigError, TierwiseError
 from tierwise.stores import journal_sql
-from tierwise.stores.sqlite import SqliteJournal
+from tierwise.stores.journal import SqliteJournal
 
 
 async def opened_and_closed(path: Path) -> None:

@@ -20,7 +20,7 @@ from tierwise.core.keys import Grant, Limits, budget_id, key_budgets, merged, wi
 from tierwise.core.request import Payer
 from tierwise.server.auth import ANYONE, Keyring, Known, digest_of, identity_of
 from tierwise.server.limits import duration
-from tierwise.stores.accounts import Line
+from tierwise.stores.ledger.accounts import Line
 from tierwise.stores.memory import MemoryLedger
 
 PEPPER = bytes(range(32))

@@ -14,10 +14,10 @@ from tests.support.ledgers import ADA, NOON, a_hold, of, path_of
 from tierwise.core.budget import Budget, Charge
 from tierwise.core.errors import ConfigError
 from tierwise.core.request import Hints
-from tierwise.stores import ledger_audit
-from tierwise.stores.ledger import SqliteLedger
-from tierwise.stores.ledger_audit import Audit, audit
-from tierwise.stores.ledger_copies import backup_to
+from tierwise.stores.ledger import audit as ledger_audit
+from tierwise.stores.ledger.audit import Audit, audit
+from tierwise.stores.ledger.copies import backup_to
+from tierwise.stores.ledger.sqlite import SqliteLedger
 
 BUDGETS = (*path_of(10**6), Budget(scope="user", limit_nano=10**6, window="minute", rolling=True), Budget(scope="key"))
 

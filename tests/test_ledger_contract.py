@@ -15,8 +15,8 @@ from tests.support.ledgers import ADA, LEDGERS, NEW_YEAR, NOON, a_hold, of, path
 from tierwise.core.budget import Budget, Charge, Denial, Hold
 from tierwise.core.money import Rates, Usage, cost_nano
 from tierwise.core.request import Hints, Payer
+from tierwise.stores.ledger.windows import DAY_S
 from tierwise.stores.memory import MemoryLedger
-from tierwise.stores.windows import DAY_S
 
 
 @pytest.fixture(params=sorted(LEDGERS))

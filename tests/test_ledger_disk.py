@@ -23,10 +23,11 @@ from tierwise.core.budget import Budget, Charge
 from tierwise.core.errors import Closed, ConfigError
 from tierwise.core.money import Usage
 from tierwise.core.request import Hints, Payer
-from tierwise.stores import ledger_file, ledger_sql
-from tierwise.stores.ledger import SqliteLedger
-from tierwise.stores.ledger_audit import audit
-from tierwise.stores.windows import DAY_S
+from tierwise.stores.ledger import file as ledger_file
+from tierwise.stores.ledger import sql as ledger_sql
+from tierwise.stores.ledger.audit import audit
+from tierwise.stores.ledger.sqlite import SqliteLedger
+from tierwise.stores.ledger.windows import DAY_S
 
 
 @asynccontextmanager
@@ -152,7 +153,7 @@ async def test_credits_and_corrections_outlive_the_process_and_an_id_counts_once
 async def test_accounts_that_memory_forgot_are_found_in_the_file_or_on_the_way_to_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tierwise.stores.accounts.ACCOUNTS_KEPT", 4)
+    monkeypatch.setattr("tierwise.stores.ledger.accounts.ACCOUNTS_KEPT", 4)
     async with opened(tmp_path, Budget(scope="session", limit_nano=10)) as ledger:
 
         async def spend(n: int) -> None:

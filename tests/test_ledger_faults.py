@@ -22,11 +22,12 @@ from tests.support.powercut import Disk
 from tierwise.core.budget import Charge, Denial, Hold
 from tierwise.core.errors import ConfigError, Unavailable
 from tierwise.core.request import Hints
-from tierwise.stores import ledger_commits, ledger_file
-from tierwise.stores.ledger import SqliteLedger
-from tierwise.stores.ledger_audit import audit
-from tierwise.stores.ledger_file import beside
-from tierwise.stores.ledger_writer import Written
+from tierwise.stores.ledger import commits
+from tierwise.stores.ledger import file as ledger_file
+from tierwise.stores.ledger.audit import audit
+from tierwise.stores.ledger.file import beside
+from tierwise.stores.ledger.sqlite import SqliteLedger
+from tierwise.stores.ledger.writer import Written
 
 
 @pytest.fixture
@@ -63,7 +64,7 @@ BROKEN = apsw.IOError("disk I/O error")
 
 @pytest.fixture(autouse=True)
 def quickly(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ledger_commits, "RETRY_S", 0.01)
+    monkeypatch.setattr(commits, "RETRY_S", 0.01)
 
 
 # ---------------------------------------------------------------------------------- D1, D2
@@ -249,7 +250,7 @@ async def test_a_disk_that_does_not_answer_refuses_who_waits_and_holds_nothing_o
 ) -> None:
     async with opened(tmp_path, disk) as ledger:
         await ledger.hold(a_hold("under way", 10))
-        monkeypatch.setattr(ledger_commits, "STUCK_S", 0.01)
+        monkeypatch.setattr(commits, "STUCK_S", 0.01)
         answers = threading.Event()
         disk.before = lambda: answers.wait(20) and None
         ledger.settle("under way", Charge(cost_nano=5))
@@ -266,7 +267,7 @@ async def test_a_disk_that_does_not_answer_refuses_who_waits_and_holds_nothing_o
         assert ledger.open_holds() == 0
         assert "has not answered" in ledger.last_error
         answers.set()
-        monkeypatch.setattr(ledger_commits, "STUCK_S", 10.0)
+        monkeypatch.setattr(commits, "STUCK_S", 10.0)
         await sound_again(ledger)
         assert await ledger.hold(a_hold("c", 10)) is None
         assert await ledger.claim(ADA, "key", "f", "again") is None, "who was refused has not used the key"
@@ -309,7 +310,7 @@ START = """
 import sys
 from pathlib import Path
 from tierwise.core.errors import ConfigError
-from tierwise.stores.ledger import SqliteLedger
+from tierwise.stores.ledger.sqlite import SqliteLedger
 try:
     SqliteLedger(Path(sys.argv[1]), reserve_bytes=1).close_now()
     print("opened")

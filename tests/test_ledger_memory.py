@@ -9,13 +9,13 @@ from hypothesis import strategies as st
 from tests.support.ledgers import ADA, NOON, a_hold, of, path_of
 from tierwise.core.budget import Budget, Charge
 from tierwise.core.request import Hints, Payer
-from tierwise.stores import accounts as accounts_module
-from tierwise.stores import books as books_module
-from tierwise.stores.accounts import Line
-from tierwise.stores.books import Books
-from tierwise.stores.lines import Lines
+from tierwise.stores.ledger import accounts as accounts_module
+from tierwise.stores.ledger import books as books_module
+from tierwise.stores.ledger.accounts import Line
+from tierwise.stores.ledger.books import Books
+from tierwise.stores.ledger.lines import Lines
+from tierwise.stores.ledger.reading import balances_of, money_of
 from tierwise.stores.memory import MemoryLedger
-from tierwise.stores.reading import balances_of, money_of
 
 
 async def test_sessions_are_forgotten_oldest_first_but_never_with_an_open_hold(

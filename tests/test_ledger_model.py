@@ -14,7 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from tests.support.ledgers import LEDGERS, NOON, a_hold
 from tierwise.core.budget import Budget, Charge, Hold
 from tierwise.core.request import Hints, Payer
-from tierwise.stores.windows import DAY_S, window_of
+from tierwise.stores.ledger.windows import DAY_S, window_of
 
 MODEL_BUDGETS = (
     Budget(scope="team", limit_nano=60, window="hour"),

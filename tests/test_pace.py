@@ -32,10 +32,10 @@ from tierwise.core.pace import (
 )
 from tierwise.core.request import Hints
 from tierwise.core.words import money_text
-from tierwise.stores.books import Books
-from tierwise.stores.reading import money_of
-from tierwise.stores.traffic import Traffic
-from tierwise.stores.windows import DAY_S, window_of
+from tierwise.stores.ledger.books import Books
+from tierwise.stores.ledger.reading import money_of
+from tierwise.stores.ledger.traffic import Traffic
+from tierwise.stores.ledger.windows import DAY_S, window_of
 
 HOUR_S = 3_600
 shares = st.floats(0, 1.2)

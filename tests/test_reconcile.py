@@ -20,10 +20,10 @@ from tests.support.ledgers import a_hold
 from tierwise.core.budget import Charge
 from tierwise.core.errors import TierwiseError
 from tierwise.core.money import usd_text
-from tierwise.stores.bills import DAY_S, BillLine, day_of, day_text, read_bill
-from tierwise.stores.ledger import SqliteLedger
-from tierwise.stores.ledger_reports import LedgerReports
-from tierwise.stores.reconcile import Ours, compare, known_as
+from tierwise.stores.ledger.bills import DAY_S, BillLine, day_of, day_text, read_bill
+from tierwise.stores.ledger.reconcile import Ours, compare, known_as
+from tierwise.stores.ledger.reports import LedgerReports
+from tierwise.stores.ledger.sqlite import SqliteLedger
 
 FIRST = day_of("2026-11-01")
 LAST = FIRST + 29

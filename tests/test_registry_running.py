@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from tierwise.config_registry import Runtime
+from tierwise.config.runtime import Runtime
 from tierwise.core.errors import Unavailable
 from tierwise.core.keys import Credit, Grant
 from tierwise.core.request import Hints, Payer
-from tierwise.stores.ledger import SqliteLedger
+from tierwise.stores.ledger.sqlite import SqliteLedger
 from tierwise.stores.memory import MemoryLedger
 from tierwise.stores.registry import SqliteRegistry
 

@@ -17,9 +17,9 @@ from scripts.reliability.bars import Found, Run, Scale
 from tests.support.ledgers import NOON, a_hold, of, path_of
 from tests.support.simulator import simulate
 from tierwise.core.budget import Budget, Charge
-from tierwise.stores.books import Books
-from tierwise.stores.ledger import SqliteLedger
-from tierwise.stores.ledger_audit import audit
+from tierwise.stores.ledger.audit import audit
+from tierwise.stores.ledger.books import Books
+from tierwise.stores.ledger.sqlite import SqliteLedger
 
 FAST = {
     "bar7 B3 B4": books.races,

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tierwise.core.pace import LAMBDA_MAX
-from tierwise.stores.windows import NEVER_S, price_of_money, window_of
+from tierwise.stores.ledger.windows import NEVER_S, price_of_money, window_of
 
 
 @given(

@@ -18,11 +18,11 @@ from tests.support.ledgers import LEDGERS, NEW_YEAR, MemoryLedgers, a_hold, path
 from tests.support.simulator import MUTANTS, ChecksOneLevel, MovesBack, SettlesTwice, simulate
 from tierwise.core.budget import Budget, Charge
 from tierwise.core.request import Hints
-from tierwise.stores.accounts import Account
-from tierwise.stores.books import Books
+from tierwise.stores.ledger.accounts import Account
+from tierwise.stores.ledger.books import Books
+from tierwise.stores.ledger.reading import balances_of
+from tierwise.stores.ledger.windows import window_of
 from tierwise.stores.memory import MemoryLedger
-from tierwise.stores.reading import balances_of
-from tierwise.stores.windows import window_of
 
 
 def simulator(scale: Scale) -> Found:

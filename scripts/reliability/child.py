@@ -19,7 +19,7 @@ async def main(config: Path, state: Path) -> None:
     began = time.monotonic()
     from tierwise.config import apply, load, open_app
     from tierwise.server.serve import serve
-    from tierwise.stores.ledger import SqliteLedger
+    from tierwise.stores.ledger.sqlite import SqliteLedger
 
     setup = await load(config, os.environ, port=0, state=state)
     app = open_app(setup)

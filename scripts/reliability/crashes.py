@@ -95,7 +95,7 @@ def killed(path: Path, seed: str, after_s: float, *, early: bool = False) -> lis
 def check(path: Path, lines: list[str], tally: Tally) -> None:
     """Each of these must be in the file, once, as it was acknowledged. Opening it is what a restart does."""
     from tests.support.ledgers import path_of
-    from tierwise.stores.ledger import SqliteLedger
+    from tierwise.stores.ledger.sqlite import SqliteLedger
 
     began = time.monotonic()
     ledger = SqliteLedger(path, path_of(LIMIT_NANO))
@@ -162,7 +162,7 @@ def _a_day_later(path: Path) -> tuple[int, int]:
     import asyncio
 
     from tests.support.ledgers import path_of
-    from tierwise.stores.ledger import SqliteLedger
+    from tierwise.stores.ledger.sqlite import SqliteLedger
 
     async def later() -> tuple[int, int]:
         ledger = SqliteLedger(path, path_of(LIMIT_NANO), lambda: time.time() + 2 * 86_400)

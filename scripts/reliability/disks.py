@@ -24,10 +24,11 @@ from tests.support.ledgers import a_hold, path_of
 from tests.support.powercut import Disk
 from tierwise.core.errors import ConfigError, Unavailable
 from tierwise.core.request import Hints
-from tierwise.stores import ledger_file
-from tierwise.stores.ledger import SqliteLedger
-from tierwise.stores.ledger_writer import Rows, Writer, Written
+from tierwise.stores.ledger import file as ledger_file
+from tierwise.stores.ledger.sqlite import SqliteLedger
+from tierwise.stores.ledger.writer import Rows, Writer, Written
 
+STORE = "tierwise.stores.ledger.sqlite"
 WORKERS = 24
 CUTS = 25  # of one ledger's life
 FAULTS = {"sync": 0.05, "write": 0.01}  # share of those that fail
@@ -240,7 +241,7 @@ async def _tampered(*, checked: bool) -> bool:
         connection = apsw.Connection(str(path))
         connection.execute("UPDATE account SET posted_nano = posted_nano - 1")
         connection.close()
-        audit = nullcontext() if checked else mock.patch("tierwise.stores.ledger.check_at_start", return_value=None)
+        audit = nullcontext() if checked else mock.patch(f"{STORE}.check_at_start", return_value=None)
         try:
             with audit:
                 _balances(path)

@@ -16,8 +16,8 @@ from tests.support.replies import Tokens
 from tests.support.upstream import FakeUpstream, openai_reply
 from tierwise.core.budget import Charge, Hold
 from tierwise.core.request import Hints
+from tierwise.stores.ledger.reading import balances_of
 from tierwise.stores.memory import MemoryLedger
-from tierwise.stores.reading import balances_of
 
 COST_NANO = 40_000  # of the usual reply: 12 tokens read at 1 USD a million, 7 written at 4
 KEYED = [{"name": "ada", "secret": "env:ADA_KEY", "user": "ada", "team": "search", "organisation": "acme"}]

@@ -128,6 +128,6 @@ def _one(connection: Any, sql: str) -> int:
 
 def faults(path: Path) -> list[str]:
     """Everything that the audit of the file finds."""
-    from tierwise.stores.ledger_audit import audit
+    from tierwise.stores.ledger.audit import audit
 
     return list(audit(path))

@@ -238,7 +238,7 @@ async def _started(closed: int, opened: int) -> tuple[float, float, int, int]:
 
 async def fill(path: Path, closed: int, opened: int, batch: int = 5_000) -> None:
     """Through the ledger's own books and writer, in large commits."""
-    from tierwise.stores.ledger import SqliteLedger
+    from tierwise.stores.ledger.sqlite import SqliteLedger
 
     ledger = SqliteLedger(path, (Budget(scope="organisation", limit_nano=10**15),))
     now_s = int(time.time())

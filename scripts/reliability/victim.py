@@ -18,7 +18,7 @@ from pathlib import Path
 from tests.support.ledgers import a_hold, path_of
 from tierwise.core.budget import Charge, Denial, Hold
 from tierwise.core.errors import Unavailable
-from tierwise.stores.ledger import SqliteLedger
+from tierwise.stores.ledger.sqlite import SqliteLedger
 
 WORKERS = 32
 LIMIT_NANO = 10**15

@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec.inspect as inspect
 
-from tierwise.config_schema import ConfigFile
+from tierwise.config.schema import ConfigFile
 
 Path = tuple[str | int, ...]
 

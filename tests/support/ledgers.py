@@ -12,10 +12,10 @@ from typing import Any
 
 from tierwise.core.budget import Budget, Hold
 from tierwise.core.request import Hints, Payer
-from tierwise.stores.ledger import SqliteLedger
-from tierwise.stores.ledger_audit import audit
+from tierwise.stores.ledger.audit import audit
+from tierwise.stores.ledger.sqlite import SqliteLedger
+from tierwise.stores.ledger.windows import DAY_S
 from tierwise.stores.memory import MemoryLedger
-from tierwise.stores.windows import DAY_S
 
 
 class SqliteLedgers:

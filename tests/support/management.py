@@ -20,7 +20,7 @@ import yaml
 
 from tests.support.gateway import ENVIRON, world
 from tierwise.config import Setup, load, open_app
-from tierwise.config_registry import Runtime
+from tierwise.config.runtime import Runtime
 from tierwise.core.budget import Budget
 from tierwise.core.eligible import selected
 from tierwise.core.errors import RequestError
@@ -28,7 +28,7 @@ from tierwise.core.keys import ROUTES, Book, Grant, key_budgets
 from tierwise.server.app import App
 from tierwise.server.auth import Identity
 from tierwise.server.http import CALLER, Caller
-from tierwise.stores.accounts import Line
+from tierwise.stores.ledger.accounts import Line
 from tierwise.stores.registry import SqliteRegistry
 
 ROOT_KEY = "tw-key-of-the-owner-0123456789"

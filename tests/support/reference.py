@@ -11,9 +11,9 @@ from typing import Any
 import msgspec
 
 from tierwise.core.budget import Budget, Hold
-from tierwise.stores.accounts import Counts, Key, Line
-from tierwise.stores.ledger_rows import Changes, HoldRow
-from tierwise.stores.windows import NEVER_S, rolling_part, window_of
+from tierwise.stores.ledger.accounts import Counts, Key, Line
+from tierwise.stores.ledger.rows import Changes, HoldRow
+from tierwise.stores.ledger.windows import NEVER_S, rolling_part, window_of
 
 
 class Known(msgspec.Struct, frozen=True, kw_only=True):

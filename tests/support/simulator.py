@@ -21,10 +21,10 @@ from tests.support.reference import File, Reference
 from tierwise.core.budget import Budget, Charge, Denial, Hold
 from tierwise.core.money import Usage
 from tierwise.core.request import Payer
-from tierwise.stores.accounts import Counts, Key, Line, Standing
-from tierwise.stores.books import SUSPENSE_S, Books
-from tierwise.stores.ledger_rows import Changes, HoldRow
-from tierwise.stores.windows import DAY_S, NEVER_S
+from tierwise.stores.ledger.accounts import Counts, Key, Line, Standing
+from tierwise.stores.ledger.books import SUSPENSE_S, Books
+from tierwise.stores.ledger.rows import Changes, HoldRow
+from tierwise.stores.ledger.windows import DAY_S, NEVER_S
 
 BEGIN_S = 1_772_236_800  # 2026-02-28 00:00 UTC; a month's end and, within the longest runs, a change of the clocks
 ZONES = ("UTC", "Europe/Berlin", "America/New_York", "Pacific/Apia")

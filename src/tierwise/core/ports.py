@@ -1,4 +1,4 @@
-"""What the router needs from the outside: a ledger, a journal and an upstream. Protocols; config.py fills them."""
+"""What the router needs from the outside: a ledger, a journal and an upstream. Protocols; config fills them."""
 
 from __future__ import annotations
 

@@ -50,7 +50,7 @@ from tierwise.wire import strict
 from tierwise.wire.contract import Codec
 
 if TYPE_CHECKING:
-    from tierwise.config_registry import Runtime
+    from tierwise.config.runtime import Runtime
 
 _log = logging.getLogger("tierwise")
 # A stream to a reader that does not read ends here; the provider's own total deadline is far below.

@@ -13,9 +13,9 @@ from tierwise.core.budget import Budget, Charge, Denial, Hold
 from tierwise.core.errors import Closed
 from tierwise.core.ports import CLAIM_S, Claim, Feedback, Record
 from tierwise.core.request import Payer
-from tierwise.stores.books import Books
-from tierwise.stores.reading import Reads
-from tierwise.stores.rows import RECENT_MAX, Total, newest, totals_of
+from tierwise.stores.journal_rows import RECENT_MAX, Total, newest, totals_of
+from tierwise.stores.ledger.books import Books
+from tierwise.stores.ledger.reading import Reads
 
 JOURNAL_SNAPSHOTS_KEPT = 16
 CLAIMS_KEPT = 100_000

@@ -23,6 +23,7 @@ from tierwise.core.budget import Budget
 from tierwise.core.errors import ConfigError, Conflict, Problem, Unknown
 from tierwise.core.keys import SECRET_START, Book, Credit, Grant, Issued, Secrets, budget_id
 from tierwise.stores import registry_sql as sql
+from tierwise.stores.sqlite_file import write_ahead
 
 if TYPE_CHECKING:
     import apsw
@@ -225,7 +226,8 @@ def _open(path: Path | None, pepper: bytes) -> apsw.Connection:
         connection.set_busy_timeout(BUSY_MS)
         if (verdict := connection.execute("PRAGMA quick_check(1)").get) != "ok":
             raise apsw.CorruptError(str(verdict))
-        connection.pragma("journal_mode", "wal")
+        if path is not None:
+            write_ahead(connection, BUSY_MS)
         connection.pragma("synchronous", "full")  # a revoked key stays revoked after a power cut
         connection.pragma("foreign_keys", True)
         _migrate(connection, pepper, may_begin=path is None or _is_young(path.with_name(PEPPER_FILE)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
@@ -61,7 +62,7 @@ def open_file(path: Path, kind: Kind = JOURNAL, vfs: str | None = None, *, check
         connection.set_busy_timeout(kind.busy_ms)
         if checked and path.stat().st_size <= CHECK_BYTES_MAX:
             _check(connection)
-        connection.pragma("journal_mode", "wal")
+        write_ahead(connection, kind.busy_ms)
         connection.pragma("synchronous", kind.synchronous)
         connection.pragma("journal_size_limit", WAL_BYTES_KEPT)
         _migrate(connection, path, kind)
@@ -70,6 +71,23 @@ def open_file(path: Path, kind: Kind = JOURNAL, vfs: str | None = None, *, check
             connection.close(True)
         raise explained(path, kind, error) from None
     return connection
+
+
+def write_ahead(connection: apsw.Connection, busy_ms: int) -> None:
+    """SQLite does not wait for the lock that this change needs: several processes that make a file at once would wait
+    for each other for ever. So the one that comes too late asks again."""
+    import apsw
+
+    until = time.monotonic() + busy_ms / 1_000
+    while True:
+        try:
+            connection.pragma("journal_mode", "wal")
+        except apsw.BusyError:
+            if time.monotonic() >= until:
+                raise
+            time.sleep(0.005)
+        else:
+            return
 
 
 def _check(connection: apsw.Connection) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 
 from tierwise.core.money import NANO_PER_USD, usd_text
-from tierwise.stores.bills import Bill, BillLine, day_of, day_text
+from tierwise.stores.ledger.bills import Bill, BillLine, day_of, day_text
 
 WHOLE_DAY = "*"
 ALL = ""  # the model of a bill that tells a day's money without saying whose

@@ -13,10 +13,10 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError, available_timezones
 
 import msgspec
 
-from tierwise.config_file import Located, join
-from tierwise.config_read import nearest
-from tierwise.config_schema import BudgetEntry, ConfigFile, KeyEntry, PolicyEntry, ServerSettings
-from tierwise.config_secrets import Secret, resolve_secret
+from tierwise.config.file import Located, join
+from tierwise.config.read import nearest
+from tierwise.config.schema import BudgetEntry, ConfigFile, KeyEntry, PolicyEntry, ServerSettings
+from tierwise.config.secrets import Secret, resolve_secret
 from tierwise.core.budget import Budget, Scope, Window
 from tierwise.core.catalogue import Catalogue
 from tierwise.core.check_policy import check

@@ -15,6 +15,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from tierwise.cli.common import (
+    ConfigOption,
+    JsonOption,
+    StateOption,
+    config_path,
+    load_setup,
+    show,
+    show_table,
+    state_folder,
+)
+
 if TYPE_CHECKING:
     from tierwise.config import Setup
     from tierwise.core.snapshot import Snapshot
@@ -24,11 +35,6 @@ key_app = typer.Typer(help="Make, list, rotate and revoke the keys that callers 
 budget_app = typer.Typer(help="Set and remove budgets at runtime.")
 credit_app = typer.Typer(help="Top up prepaid balances.")
 
-ConfigOption = Annotated[
-    Path | None, typer.Option("--config", help="Configuration file; else TIERWISE_CONFIG, ./tierwise.yaml, or none.")
-]
-StateOption = Annotated[Path | None, typer.Option("--state", help="The gateway's state folder; else TIERWISE_STATE.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="One JSON document instead of text.")]
 NameArgument = Annotated[str, typer.Argument(help="The key's name.")]
 
 
@@ -220,13 +226,12 @@ def list_credits(config: ConfigOption = None, state: StateOption = None, json: J
 @contextmanager
 def _desk(config: Path | None, state: Path | None, *, named: bool = False) -> Iterator[Desk]:
     """The owner's desk. `named`: names of models or budgets are asked about, so what runs without a file counts too."""
-    from tierwise import cli
     from tierwise.config import open_registry
     from tierwise.server.desk import Desk
 
-    path = cli._path(config)
+    path = config_path(config)
     setup = _setup(path) if path is not None or named else None
-    registry = open_registry(cli._folder(state, path))
+    registry = open_registry(state_folder(state, path))
     try:
         snapshot: Snapshot | None = setup.snapshot if setup else None
         yield Desk(
@@ -244,11 +249,10 @@ def _desk(config: Path | None, state: Path | None, *, named: bool = False) -> It
 def _setup(path: Path | None) -> Setup | None:
     """The configuration, to check names against. Its secrets may not be at hand here, and a stolen key must be revoked
     all the same."""
-    from tierwise import cli
     from tierwise.core.errors import ConfigError
 
     try:
-        return cli._load(path)
+        return load_setup(path)
     except ConfigError as error:
         print(f"tierwise: names were not checked, for the configuration cannot be used here:\n{error}", file=sys.stderr)
         return None
@@ -271,18 +275,14 @@ def _tell_secret(secret: str, shown: dict[str, Any], json: bool, what: str) -> N
 
 
 def _done(value: dict[str, Any], json: bool, text: str) -> None:
-    from tierwise import cli
-
-    cli._print(value if json else text, json)
+    show(value if json else text, json)
 
 
 def _show(
     rows: list[dict[str, Any]], json: bool, columns: Iterable[str], cells: Callable[[dict[str, Any]], tuple[str, ...]]
 ) -> None:
-    from tierwise import cli
-
     if json:
-        cli._print({"data": rows}, True)
+        show({"data": rows}, True)
         return
     from rich.markup import escape
     from rich.table import Table
@@ -292,7 +292,7 @@ def _show(
         table.add_column(column, overflow="fold")
     for row in rows:
         table.add_row(*map(escape, cells(row)))
-    cli._rich(table)
+    show_table(table)
 
 
 def _key_row(row: dict[str, Any]) -> tuple[str, ...]:

@@ -1,7 +1,7 @@
 """The durable ledger's schema, its migrations and every statement it runs, as named text. No logic beside them.
 
 Amounts are nano-dollars, times seconds since 1970. What SQL can say of the laws of money is a CHECK; the rest is
-`ledger_audit`'s. Of `entry` and `state` nothing is ever changed but by a commit of the one writer.
+`audit`'s. Of `entry` and `state` nothing is ever changed but by a commit of the one writer.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ COUNTS = (
     "steps", "open", "first_s", "recent",
 )  # fmt: skip
 ACCOUNT = ("line", "subject", "start_s", *COUNTS)
-# The order of HoldRow in `ledger_rows`; `accounts` is JSON: [[line, subject, start_s], ...].
+# The order of HoldRow in `rows`; `accounts` is JSON: [[line, subject, start_s], ...].
 HOLD = (
     "id", "request", "model", "amount_nano", "tokens", "steps", "least_nano", "at_s", "snapshot", "accounts", "state",
     "cost_nano", "closed_s",

@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from tierwise.stores import ledger_sql as sql
-from tierwise.stores.ledger_batch import chained
-from tierwise.stores.ledger_file import RESTORE, State, open_reader, read_entries, read_state
+from tierwise.stores.ledger import sql
+from tierwise.stores.ledger.batch import chained
+from tierwise.stores.ledger.file import RESTORE, State, open_reader, read_entries, read_state
 from tierwise.stores.sqlite_file import unusable
 
 if TYPE_CHECKING:
     import apsw
 
-    from tierwise.stores.ledger_writer import Row
+    from tierwise.stores.ledger.writer import Row
 
 PAGE_ROWS = 2_000
 WHOLE_BYTES_MAX = 32 << 20  # at a start, a larger file is looked at by its end alone

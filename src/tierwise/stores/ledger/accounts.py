@@ -14,8 +14,8 @@ import msgspec
 from tierwise.core.budget import Balance, Budget
 from tierwise.core.keys import budget_id
 from tierwise.core.request import Payer
-from tierwise.stores.traffic import Traffic
-from tierwise.stores.windows import NEVER_S, PACED, price_of_money, rolling_part, window_of
+from tierwise.stores.ledger.traffic import Traffic
+from tierwise.stores.ledger.windows import NEVER_S, PACED, price_of_money, rolling_part, window_of
 
 # Callers make sessions, workflows and requests at will, so their accounts are forgotten, the longest unused first,
 # above this number. One with an open hold never is. Whoever returns after that many others begins at zero, unless the

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from tierwise.core.errors import ConfigError
-from tierwise.stores import ledger_sql as sql
-from tierwise.stores.accounts import Counts, Key
-from tierwise.stores.ledger_rows import HoldRow
+from tierwise.stores.ledger import sql
+from tierwise.stores.ledger.accounts import Counts, Key
+from tierwise.stores.ledger.rows import HoldRow
 from tierwise.stores.sqlite_file import Kind, explained, open_file, unusable
 
 if TYPE_CHECKING:

@@ -2,7 +2,7 @@
 
 While a commit runs, what comes gathers for the next. A batch that cannot be written takes its holds back and keeps all
 else for the next try: no call leaves without a durable hold, and no cost is forgotten. All of this runs on the event
-loop; `ledger_writer` is the thread.
+loop; `writer` is the thread.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from pathlib import Path
 from tierwise.core.budget import Charge
 from tierwise.core.errors import Closed, Unavailable
 from tierwise.core.ports import CLAIM_S
-from tierwise.stores.ledger_batch import Batch, End
-from tierwise.stores.ledger_writer import Rows, Writer, Written
-from tierwise.stores.reading import Reads
+from tierwise.stores.ledger.batch import Batch, End
+from tierwise.stores.ledger.reading import Reads
+from tierwise.stores.ledger.writer import Rows, Writer, Written
 
 GATHER_S = 0.01  # how long settlements wait for the next hold's commit, when nobody waits for them
 RETRY_S = 0.25

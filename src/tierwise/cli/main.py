@@ -11,20 +11,32 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tierwise import cli_balance, cli_ledger, cli_money
+from tierwise.cli import balance, ledger, money
+from tierwise.cli.common import (
+    NO,
+    WRONG,
+    ConfigOption,
+    JsonOption,
+    StateOption,
+    config_path,
+    load_setup,
+    say,
+    show,
+    show_table,
+    state_folder,
+    stop,
+    usd,
+)
 
 if TYPE_CHECKING:
     from tierwise.config import Setup
     from tierwise.core.episode import Decision, Episode
     from tierwise.core.explain import Explanation
     from tierwise.core.ports import Record
-
-NO = 1
-WRONG = 2
 
 app = typer.Typer(
     name="tierwise",
@@ -33,17 +45,11 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-app.command("balance")(cli_balance.balance)
-app.add_typer(cli_ledger.app, name="ledger")
-cli_money.add_to(app)
+app.command("balance")(balance.balance)
+app.add_typer(ledger.app, name="ledger")
+money.add_to(app)
 config_app = typer.Typer(help="Check a configuration file, or print its schema.", no_args_is_help=True)
 app.add_typer(config_app, name="config")
-
-ConfigOption = Annotated[
-    Path | None, typer.Option("--config", help="Configuration file; else TIERWISE_CONFIG, ./tierwise.yaml, or none.")
-]
-StateOption = Annotated[Path | None, typer.Option("--state", help="Folder for the journal; else TIERWISE_STATE.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="One JSON document instead of text.")]
 
 
 def main() -> None:
@@ -54,15 +60,15 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal that cannot show an arrow is no reason to stop
     if any("\udc80" <= letter <= "\udcff" for argument in sys.argv for letter in argument):
-        _stop("the arguments are not valid UTF-8; give a text through standard input with -", WRONG)
+        stop("the arguments are not valid UTF-8; give a text through standard input with -", WRONG)
     try:
         app()
     except ConfigError as error:
-        _stop(str(error), WRONG)
+        stop(str(error), WRONG)
     except RequestError as error:
-        _stop(error.message, WRONG if error.status == 400 else NO)
+        stop(error.message, WRONG if error.status == 400 else NO)
     except TierwiseError as error:
-        _stop(str(error), NO)
+        stop(str(error), NO)
     except KeyboardInterrupt:
         sys.exit(130)
 
@@ -80,11 +86,11 @@ def serve(
 
     from tierwise.server.startup import banner, facts, run
 
-    path = _path(config)
-    setup = _load(path, host=host, port=port, state=state)
+    path = config_path(config)
+    setup = load_setup(path, host=host, port=port, state=state)
 
     def started(at: int) -> None:
-        _print(msgspec.json.encode(facts(setup, at)).decode() if json else banner(setup, at))
+        show(msgspec.json.encode(facts(setup, at)).decode() if json else banner(setup, at))
 
     def again() -> Any:
         from tierwise.config import reload
@@ -108,13 +114,13 @@ def route(
     """Say which model would answer, why, and what every candidate would cost. Calls nothing."""
     from tierwise.core.explain import explain
 
-    setup = _load(_path(config), port=0)
+    setup = load_setup(config_path(config), port=0)
     episode, decision = _decided(
         setup, sys.stdin.read() if text == "-" else text, model, system, max_tokens, criticality, latency
     )
     found = explain(setup.snapshot, episode, decision)
     if json:
-        _print({**_plain(found), "features": episode.features}, True)
+        show({**_plain(found), "features": episode.features}, True)
     else:
         _show(found)
     if not found.model:
@@ -131,18 +137,18 @@ def why(
     """Explain a decision of the past: reasons, candidates, cost, and what would have changed it."""
     from tierwise.config import open_journal
 
-    folder = _folder(state, _path(config))
+    folder = state_folder(state, config_path(config))
     found = asyncio.run(_past(open_journal, folder, decision_id))
     if found is None:
-        _stop(f"no decision {decision_id!r} in {folder}; --state names another folder", NO)
+        stop(f"no decision {decision_id!r} in {folder}; --state names another folder", NO)
     record, explanation = found
     if json:
-        _print({"record": record, "explanation": _plain(explanation) if explanation else None}, True)
+        show({"record": record, "explanation": _plain(explanation) if explanation else None}, True)
         return
     if explanation is not None:
         _show(explanation)
     for line in _ending(record):
-        _say(line)
+        say(line)
 
 
 @app.command()
@@ -150,11 +156,11 @@ def models(config: ConfigOption = None, json: JsonOption = False) -> None:
     """List the models, their tiers, prices and abilities, and the names a caller may use."""
     from tierwise.core.names import offered
 
-    setup = _load(_path(config), port=0)
+    setup = load_setup(config_path(config), port=0)
     rows = [_model_row(setup, id) for id in setup.snapshot.catalogue.models]
     names = offered(setup.snapshot)
     if json:
-        _print({"models": rows, "names": names, "notes": setup.notes}, True)
+        show({"models": rows, "names": names, "notes": setup.notes}, True)
         return
     from rich.table import Table
 
@@ -171,9 +177,9 @@ def models(config: ConfigOption = None, json: JsonOption = False) -> None:
             f"{row['context_tokens']:,}",
             " ".join(row["abilities"]),
         )
-    _rich(table)
-    _print("")
-    _say(f"Names: {', '.join(names)}")
+    show_table(table)
+    show("")
+    say(f"Names: {', '.join(names)}")
 
 
 @config_app.command("check")
@@ -184,9 +190,9 @@ def check(
     """Read a configuration as `serve` would. Exit code 2 with every problem when it cannot be used."""
     from tierwise.core.errors import ConfigError
 
-    path = _path(config)
+    path = config_path(config)
     try:
-        setup = _load(path)
+        setup = load_setup(path)
     except ConfigError as error:
         if not json:
             raise
@@ -194,7 +200,7 @@ def check(
             {"line": each.line, "where": each.where, "what": each.what, "nearest": each.nearest}
             for each in error.problems
         ]
-        _print({"ok": False, "source": error.source, "problems": problems}, True)
+        show({"ok": False, "source": error.source, "problems": problems}, True)
         sys.exit(WRONG)
     good = {
         "ok": True,
@@ -205,40 +211,22 @@ def check(
         "notes": setup.notes,
     }
     if json:
-        _print(good, True)
+        show(good, True)
     else:
-        _print(f"{setup.source}: good ({good['models']} models, snapshot {setup.snapshot.hash})")
+        show(f"{setup.source}: good ({good['models']} models, snapshot {setup.snapshot.hash})")
         for note in setup.notes:
-            _print(f"  {note}")
+            show(f"  {note}")
 
 
 @config_app.command("schema")
 def schema() -> None:
     """Print the JSON Schema of the configuration file, for editors."""
-    from tierwise.config_schema import schema as made
+    from tierwise.config.schema import schema as made
 
-    _print(made(), True)
+    show(made(), True)
 
 
 # ------------------------------------------------------------------------------------------------ helpers
-
-
-def _path(config: Path | None) -> Path | None:
-    from tierwise.config import find
-
-    return config or find(os.environ)
-
-
-def _folder(state: Path | None, path: Path | None) -> Path:
-    from tierwise.config import find_state
-
-    return find_state(state, os.environ, path)
-
-
-def _load(path: Path | None, **overrides: Any) -> Setup:
-    from tierwise.config import load
-
-    return asyncio.run(load(path, os.environ, **overrides))
 
 
 def _decided(
@@ -297,7 +285,7 @@ def _ending(record: Record) -> Iterator[str]:
     yield f"Ended: {outcome.status}{code} after {outcome.latency_ms} ms, {attempts}"
     names = (("routed to", outcome.routed), ("served by", outcome.served), ("billed as", outcome.billed))
     yield f"Asked for {record.episode.requested}" + "".join(f", {what} {name}" for what, name in names if name)
-    yield f"Cost {_usd(outcome.cost_nano)} USD, baseline {_usd(outcome.baseline_nano)} USD"
+    yield f"Cost {usd(outcome.cost_nano)} USD, baseline {usd(outcome.baseline_nano)} USD"
 
 
 def _model_row(setup: Setup, id: str) -> dict[str, Any]:
@@ -325,10 +313,10 @@ def _show(found: Explanation) -> None:
     """For a person: what and why, the candidates in figures, then in words, and what would have changed it."""
     from rich.table import Table
 
-    _say(found.sentence)
-    _print("")
+    say(found.sentence)
+    show("")
     for reason in found.reasons:
-        _say(reason, "  ")
+        say(reason, "  ")
     table = Table(box=None, header_style="bold")
     for name in ("", "model", "quality", "cost $", "seconds", "price $"):
         figures = "$" in name or name in ("quality", "seconds")
@@ -347,15 +335,15 @@ def _show(found: Explanation) -> None:
         # In how many nano-dollars somebody is dearer, the figures say better.
         words = each["why"] if each["code"] != "higher_price" else each["why"].partition(" (")[0]
         why.setdefault(words, []).append(each["model"])
-    _print("")
-    _rich(table)
-    _print("")
+    show("")
+    show_table(table)
+    show("")
     for words, names in why.items():
-        _say(f"{', '.join(names)}: {words}", "  ")
+        say(f"{', '.join(names)}: {words}", "  ")
     if found.flips:
-        _print("\nWhat alone would have changed it:")
+        show("\nWhat alone would have changed it:")
     for flip in found.flips[:3]:
-        _say(f"{flip.what} {flip.would_be} instead of {flip.was}: {flip.model or 'refused'}", "  ")
+        say(f"{flip.what} {flip.would_be} instead of {flip.was}: {flip.model or 'refused'}", "  ")
 
 
 def _rounded(usd: str | None) -> str:
@@ -369,47 +357,3 @@ def _plain(found: Explanation) -> dict[str, Any]:
     import msgspec
 
     return msgspec.structs.asdict(found)
-
-
-def _usd(nano: int | None) -> str:
-    from tierwise.core.money import usd_text
-
-    return "unknown" if nano is None else usd_text(nano)
-
-
-def _rich(table: Any) -> None:
-    from rich.console import Console
-
-    Console(width=None if sys.stdout.isatty() else 160).print(table)
-
-
-def _say(text: str, indent: str = "") -> None:
-    """A line for a person: broken between words at a terminal, whole in a pipe."""
-    if sys.stdout.isatty():
-        import shutil
-        import textwrap
-
-        columns = max(40, shutil.get_terminal_size().columns)
-        text = textwrap.fill(
-            text, columns - 1, subsequent_indent=indent + "  ", break_long_words=False, initial_indent=indent
-        )
-        _print(text)
-    else:
-        _print(indent + text)
-
-
-def _print(value: Any, as_json: bool = False) -> None:
-    if as_json:
-        import msgspec
-
-        value = msgspec.json.format(msgspec.json.encode(value), indent=2).decode()
-    print(value, flush=True)
-
-
-def _stop(message: str, code: int) -> NoReturn:
-    print(f"tierwise: {message}", file=sys.stderr)
-    sys.exit(code)
-
-
-if __name__ == "__main__":
-    main()

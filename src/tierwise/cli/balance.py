@@ -17,6 +17,7 @@ from urllib.parse import quote, urlencode, urlsplit
 
 import typer
 
+from tierwise.cli.common import clean
 from tierwise.core.errors import RequestError, TierwiseError
 
 if TYPE_CHECKING:
@@ -270,11 +271,6 @@ def _resets(each: Json, at: str) -> str:
     if days > 0:
         return f", resets in {days} d {hours} h"
     return f", resets in {hours} h {minutes} min" if hours else f", resets in {max(minutes, 0)} min {seconds % 60} s"
-
-
-def clean(value: object) -> str:
-    """What came over the network cannot move a terminal's cursor."""
-    return "".join(letter if letter.isprintable() else "?" for letter in str(value or ""))[:500]
 
 
 def _columns() -> int:

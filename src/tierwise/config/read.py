@@ -14,7 +14,7 @@ from typing import Any, TypeVar, cast
 
 import msgspec.inspect as inspect
 
-from tierwise.config_file import Located, join
+from tierwise.config.file import Located, join
 from tierwise.core.errors import Problem
 from tierwise.core.policy import PLAN_KEYS
 

@@ -8,7 +8,7 @@ import msgspec
 
 from tierwise.core.budget import Denial, DenialCode, Hold
 from tierwise.core.money import MAX_NANO
-from tierwise.stores.accounts import Standing
+from tierwise.stores.ledger.accounts import Standing
 
 # The codes by how little waiting helps: the first that applies is told.
 _ORDER: tuple[DenialCode, ...] = (

@@ -6,7 +6,7 @@ from typing import Literal
 
 import msgspec
 
-from tierwise.stores.accounts import Counts, Key
+from tierwise.stores.ledger.accounts import Counts, Key
 
 EntryKind = Literal["reported", "estimated", "overage", "suspense", "correction", "variance", "grant"]
 HoldState = Literal["open", "suspense", "settled", "released"]

@@ -22,9 +22,9 @@ import msgspec
 from tierwise.core.errors import Closed, TierwiseError
 from tierwise.core.ports import Feedback, Record
 from tierwise.stores import journal_sql as sql
-from tierwise.stores.rows import HOUR_S, RECENT_MAX, Total, counts, sums
+from tierwise.stores.journal_rows import HOUR_S, RECENT_MAX, Total, counts, sums
+from tierwise.stores.ledger.windows import DAY_S
 from tierwise.stores.sqlite_file import open_file
-from tierwise.stores.windows import DAY_S
 
 if TYPE_CHECKING:
     import apsw

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from tierwise.core.request import Payer
-from tierwise.stores.accounts import Line
+from tierwise.stores.ledger.accounts import Line
 
 _FIELDS = ("key", "user", "team", "organisation")
 

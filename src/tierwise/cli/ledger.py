@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from tierwise.cli.common import ConfigOption, JsonOption, StateOption, clean, config_path, state_folder
 from tierwise.core.errors import RequestError
 
 if TYPE_CHECKING:
@@ -22,14 +23,6 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="Audit, export, back up or reconcile the ledger.", no_args_is_help=True)
 
-StateOption = Annotated[
-    Path | None, typer.Option("--state", envvar="TIERWISE_STATE", help="Folder of the ledger; else ./.tierwise.")
-]
-ConfigOption = Annotated[
-    Path | None,
-    typer.Option("--config", envvar="TIERWISE_CONFIG", help="Whose state folder, when --state is not given."),
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="One JSON document instead of text.")]
 # What a spreadsheet takes for a formula when it stands first in a cell.
 FORMULA = re.compile(r"[=+\-@\t\r\n＝＋－＠]")
 
@@ -114,9 +107,9 @@ def reconcile(
 
 
 def _reports(state: Path | None, config: Path | None) -> LedgerReports:
-    from tierwise.config import find, find_state, open_reports
+    from tierwise.config import open_reports
 
-    return open_reports(find_state(state, {}, config or find({})))
+    return open_reports(state_folder(state, config_path(config)))
 
 
 def cell(value: object) -> object:
@@ -156,7 +149,7 @@ def _show(found: dict[str, Any]) -> None:
         table.add_column(name, justify="left" if name in ("day", "model") else "right", overflow="fold")
     for row in found["rows"]:
         values = _amounts(row) if has_money else _tokens(row)
-        table.add_row(row["day"], Text(_clean(row["model"] or "(all models)")), *values)
+        table.add_row(row["day"], Text(clean(row["model"] or "(all models)")), *values)
     if has_money:
         table.add_row("total", "", *_amounts(found["total"]), style="bold")
     Console(width=None if sys.stdout.isatty() else 160).print(table)
@@ -182,7 +175,7 @@ def _remarks(found: dict[str, Any], has_money: bool) -> list[str]:
     if not found["rows"]:
         lines.append("Neither the bill nor the ledger has anything of this provider in this period.")
     if found["unknown_models"]:
-        lines.append(f"Never called through this ledger: {', '.join(map(_clean, found['unknown_models']))}")
+        lines.append(f"Never called through this ledger: {', '.join(map(clean, found['unknown_models']))}")
     if found["missing_days"]:
         lines.append(f"The bill says nothing of {', '.join(found['missing_days'])}, when calls were made.")
     if found["lines_outside_the_period"]:
@@ -198,7 +191,3 @@ def _remarks(found: dict[str, Any], has_money: bool) -> list[str]:
     elif found["rows"]:
         lines.append("The bill and the ledger agree to the nano-dollar.")
     return lines
-
-
-def _clean(text: str) -> str:
-    return "".join(letter if letter.isprintable() else "?" for letter in text)

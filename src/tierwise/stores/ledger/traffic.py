@@ -8,7 +8,7 @@ from __future__ import annotations
 from datetime import datetime
 
 from tierwise.core.pace import Plan, Shape, learned, plan_of
-from tierwise.stores.windows import zone_of
+from tierwise.stores.ledger.windows import zone_of
 
 HOUR_S = 3_600
 LONGEST_SILENCE_H = 168  # hours without a request are learned as empty ones, but a week says no more than that

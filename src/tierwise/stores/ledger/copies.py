@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tierwise.stores import ledger_sql as sql
-from tierwise.stores.ledger_file import open_reader, read_entries
-from tierwise.stores.ledger_rows import Entry
+from tierwise.stores.ledger import sql
+from tierwise.stores.ledger.file import open_reader, read_entries
+from tierwise.stores.ledger.rows import Entry
 from tierwise.stores.sqlite_file import unusable
 
 if TYPE_CHECKING:

@@ -15,10 +15,10 @@ import msgspec
 from tierwise.core.budget import Budget, Charge, Denial, Hold, Scope
 from tierwise.core.money import MAX_NANO
 from tierwise.core.request import Hints, Payer
-from tierwise.stores.accounts import RECENT_KEPT, Account, Counts, Key, Line, Load, Standing, faults_of
-from tierwise.stores.admission import amount_of, denial, refusals, without_last
-from tierwise.stores.ledger_rows import Changes, Entry, EntryKind, HoldRow, HoldState
-from tierwise.stores.lines import Lines
+from tierwise.stores.ledger.accounts import RECENT_KEPT, Account, Counts, Key, Line, Load, Standing, faults_of
+from tierwise.stores.ledger.admission import amount_of, denial, refusals, without_last
+from tierwise.stores.ledger.lines import Lines
+from tierwise.stores.ledger.rows import Changes, Entry, EntryKind, HoldRow, HoldState
 
 # Entries that the audit in memory sums up one by one; older ones are carried forward as one sum each.
 ENTRIES_KEPT = 20_000

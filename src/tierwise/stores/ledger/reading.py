@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 from tierwise.core.budget import Balance, Lambda, is_rate
 from tierwise.core.request import Hints, Payer
-from tierwise.stores.accounts import Line
-from tierwise.stores.books import Books
+from tierwise.stores.ledger.accounts import Line
+from tierwise.stores.ledger.books import Books
 
 Passes = list[tuple[Line, str]]  # each budget or credit above a payer, and whose account in it is the payer's
 
@@ -78,7 +78,7 @@ class Reads:
         return self.books.open_holds()
 
     def audit(self) -> tuple[str, ...]:
-        """Of the books in memory; `ledger_audit` audits a file."""
+        """Of the books in memory; `audit` audits a file."""
         return self.books.audit()
 
     @property

@@ -8,10 +8,10 @@ from typing import Literal
 
 import msgspec
 
-from tierwise.stores.accounts import Counts, Key
-from tierwise.stores.ledger_file import account_row, hold_row
-from tierwise.stores.ledger_rows import Changes, Entry, HoldRow
-from tierwise.stores.ledger_writer import Row, Rows
+from tierwise.stores.ledger.accounts import Counts, Key
+from tierwise.stores.ledger.file import account_row, hold_row
+from tierwise.stores.ledger.rows import Changes, Entry, HoldRow
+from tierwise.stores.ledger.writer import Row, Rows
 
 _encode = msgspec.json.Encoder().encode
 

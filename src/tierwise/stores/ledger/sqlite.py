@@ -1,7 +1,7 @@
 """The durable ledger: the books in memory, and one thread that writes what changed before anything is acknowledged.
 
 An operation is done in the books at once, so it is atomic; a hold is answered after the commit that it is part of.
-When to commit, and what to do when that fails, is `ledger_commits`'s. What the books let go of is found in the file.
+When to commit, and what to do when that fails, is `commits`'s. What the books let go of is found in the file.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from tierwise.core.budget import Budget, Charge, Denial, Hold
 from tierwise.core.errors import Unavailable
 from tierwise.core.ports import CLAIM_S, Claim
 from tierwise.core.request import Payer
-from tierwise.stores import ledger_sql as sql
-from tierwise.stores.accounts import Counts, Key
-from tierwise.stores.books import Books
-from tierwise.stores.ledger_audit import check_at_start
-from tierwise.stores.ledger_batch import ClaimKey, ClaimRow
-from tierwise.stores.ledger_commits import GroupCommits
-from tierwise.stores.ledger_copies import backup_to, entries_after
-from tierwise.stores.ledger_file import LEDGER, RESERVE_BYTES, Lock, Reserve, counts_of, hold_of, open_reader
-from tierwise.stores.ledger_rows import Entry, HoldRow
-from tierwise.stores.ledger_writer import Writer
+from tierwise.stores.ledger import sql
+from tierwise.stores.ledger.accounts import Counts, Key
+from tierwise.stores.ledger.audit import check_at_start
+from tierwise.stores.ledger.batch import ClaimKey, ClaimRow
+from tierwise.stores.ledger.books import Books
+from tierwise.stores.ledger.commits import GroupCommits
+from tierwise.stores.ledger.copies import backup_to, entries_after
+from tierwise.stores.ledger.file import LEDGER, RESERVE_BYTES, Lock, Reserve, counts_of, hold_of, open_reader
+from tierwise.stores.ledger.rows import Entry, HoldRow
+from tierwise.stores.ledger.writer import Writer
 from tierwise.stores.sqlite_file import explained
 
 BATCH_HOLDS = 512  # in one transaction

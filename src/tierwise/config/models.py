@@ -1,4 +1,4 @@
-"""Entries of providers and models, given what is known of them. Names no backend: config.py brings what they know."""
+"""Entries of providers and models, given what is known of them. Names no backend: config brings what they know."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from tierwise.config_file import join
-from tierwise.config_parts import Problems, host_of
-from tierwise.config_schema import ConfigFile, ModelEntry, PriceEntry, ProviderEntry
+from tierwise.config.file import join
+from tierwise.config.parts import Problems, host_of
+from tierwise.config.schema import ConfigFile, ModelEntry, PriceEntry, ProviderEntry
 from tierwise.core.catalogue import Auth, Deadlines, Model, Provider
 
 SIMULATED = "simulated"
 
 
 class Known(msgspec.Struct, frozen=True):
-    """What config.py knows of providers: rows by name, the variables that hold their keys, addresses never to ask."""
+    """What config knows of providers: rows by name, the variables that hold their keys, addresses never to ask."""
 
     rows: Mapping[str, Provider]
     key_names: Mapping[str, tuple[str, ...]]

@@ -15,13 +15,13 @@ from typing import Any
 
 from tierwise.core.errors import ConfigError, TierwiseError
 from tierwise.core.money import usd_text
-from tierwise.stores.bills import DAY_S, Bill, read_bill
-from tierwise.stores.ledger import SqliteLedger
-from tierwise.stores.ledger_audit import audit
-from tierwise.stores.ledger_copies import backup_to
-from tierwise.stores.ledger_file import open_reader
-from tierwise.stores.reconcile import Ours, Report, compare, line_of, note_of, place_of, subject_of, told
-from tierwise.stores.windows import NEVER_S
+from tierwise.stores.ledger.audit import audit
+from tierwise.stores.ledger.bills import DAY_S, Bill, read_bill
+from tierwise.stores.ledger.copies import backup_to
+from tierwise.stores.ledger.file import open_reader
+from tierwise.stores.ledger.reconcile import Ours, Report, compare, line_of, note_of, place_of, subject_of, told
+from tierwise.stores.ledger.sqlite import SqliteLedger
+from tierwise.stores.ledger.windows import NEVER_S
 
 READ_ENTRIES = """
 SELECT e.seq, e.at_s, e.kind, e.line, e.subject, e.start_s, e.amount_nano, e.hold, coalesce(h.model, ''), e.snapshot,

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from tierwise.core.errors import ConfigError
-from tierwise.stores import ledger_sql as sql
-from tierwise.stores.ledger_file import Lock, Reserve, open_writer, read_state
+from tierwise.stores.ledger import sql
+from tierwise.stores.ledger.file import Lock, Reserve, open_writer, read_state
 
 if TYPE_CHECKING:
     import apsw

@@ -1,0 +1,1 @@
+"""The command line. `main` has the commands of a gateway; the other rooms are groups of commands."""
