@@ -99,7 +99,7 @@ class Attempts:
         final: bool,
         about: About,
         *,
-        code: Literal["order", "price", "quality"],
+        code: Literal["order", "price", "quality", "promise"],
     ) -> Result:
         """The reply that this path already has, else a call of the first candidate that can still be asked."""
         events = self.episode.events
@@ -150,7 +150,12 @@ class Attempts:
         )
 
     def _note_all(self, ordered: tuple[Weighed, ...], chosen: int, code: str) -> None:
-        behind = {"order": "later_in_order", "price": "higher_price", "quality": "lower_quality"}[code]
+        behind = {
+            "order": "later_in_order",
+            "price": "higher_price",
+            "quality": "lower_quality",
+            "promise": "later_in_order",
+        }[code]
         for place, each in enumerate(ordered):
             if place == chosen:
                 self.note(each, "chosen", code)

@@ -8,6 +8,8 @@ functions elsewhere.
 
 from __future__ import annotations
 
+import math
+
 import msgspec
 
 from tierwise.core.accept import agreeing, failed_test
@@ -31,10 +33,14 @@ from tierwise.core.episode import (
     Serve,
     Told,
 )
+from tierwise.core.estimate import estimate_all
+from tierwise.core.learned import Trained
 from tierwise.core.policy import AskFirst, Best, Cascade, Explore, Keep, Policy, Rules, Use, references
+from tierwise.core.promise import Ruling, ruling
 from tierwise.core.refuse import refusal
 from tierwise.core.snapshot import Snapshot
 from tierwise.core.weigh import Weighed, baseline_nano, weigh
+from tierwise.core.wishes import wishes
 
 Pool = tuple[Model, ...]
 
@@ -51,6 +57,8 @@ class _Frame(msgspec.Struct, frozen=True):
     pool: Pool
     final: bool = True
     about: About = Serve()
+    agreeing: int = 0  # of replies that have to say the same, this is to be one
+    similarity: float = 1.0
 
     def down(self, name: str) -> _Frame:
         return msgspec.structs.replace(self, at=f"{self.at}/{name}" if self.at else name)
@@ -154,9 +162,7 @@ class _Walk:
 
     def best(self, plan: Best, frame: _Frame) -> Result:
         if plan.promise:
-            # Promises are made by calibration. One that nobody made, or that no longer holds, is no ground to save on.
-            self.reason(frame.at, "promise_not_certified", ("promise", plan.promise))
-            return self.use((self.snapshot.catalogue.reliable,), frame)
+            return self.promised(plan, plan.promise, frame)
         ordered = self.weighed(plan.best, frame)
         floored = tuple(each for each in ordered if each.quality.mid >= plan.floor)
         if ordered and not floored:
@@ -168,6 +174,43 @@ class _Walk:
                 self.attempts.note(each, "passed_over", "below_floor", ("floor", plan.floor))
         ordered = tuple(sorted(floored, key=lambda each: each.price_nano))
         return self.attempts.first(frame.at, ordered, frame.final, frame.about, code="price")
+
+    def promised(self, plan: Best, name: str, frame: _Frame) -> Result:
+        """Whom the promise lets answer, then its reference. One that nobody made is no ground to save on."""
+        found = self.ruling(name, frame)
+        self.reason(frame.at, found.code, ("promise", name), ("workload", self.episode.workload))
+        names = tuple(model.id for model in self.expand(plan.best, frame.pool) if model.id in found.models)
+        safe = tuple(dict.fromkeys(each for each in (found.reference, self.snapshot.catalogue.reliable) if each))
+        passing = []
+        for each in self.weighed(names, frame):
+            loss = self.expected_loss(found, each.model.id)
+            if loss <= found.threshold:
+                passing.append(each)
+            else:
+                self.attempts.note(each, "passed_over", "beyond_promise", ("expected_loss", round(loss, 4)))
+        passing.sort(key=lambda each: found.models.index(each.model.id))
+        if not frame.agreeing:  # else the reference is a rung further up, and its one voice would agree with nobody
+            passing += self.weighed(safe, frame)
+        return self.attempts.first(frame.at, tuple(passing), frame.final, frame.about, code="promise")
+
+    def expected_loss(self, found: Ruling, model: str) -> float:
+        """Against the promise's reference. An agreement is judged by the model whose reply would be delivered."""
+        catalogue = self.snapshot.catalogue.models
+        pair = tuple(catalogue[each] for each in (found.judged or model, found.reference) if each in catalogue)
+        if len(pair) < 2:
+            return math.inf
+        judged, best = estimate_all(self.snapshot.estimator, self.episode.features, pair, self.episode.workload)
+        return best.quality.mid - judged.quality.mid
+
+    def ruling(self, promise: str, frame: _Frame) -> Ruling:
+        estimator = self.snapshot.estimator
+        return ruling(
+            self.snapshot.promises.get(promise),
+            self.episode.workload,
+            estimator.id if isinstance(estimator, Trained) else "",
+            agreeing=frame.agreeing,
+            similarity=frame.similarity,
+        )
 
     def rules(self, plan: Rules, frame: _Frame) -> Result:
         for i, rule in enumerate(plan.rules):
@@ -245,9 +288,11 @@ class _Walk:
         top = len(plan.cascade) - 1
         for i, name in enumerate(plan.cascade):
             rung = msgspec.structs.replace(frame, at=f"{frame.at}[{i}]", final=frame.final and i == top)
+            if i < top and plan.accept.agreement:
+                rung = msgspec.structs.replace(rung, agreeing=plan.accept.agreement, similarity=plan.accept.similarity)
             if plan.pass_up and replies:
                 rung = msgspec.structs.replace(rung, about=Serve(drafts=tuple(replies)))
-            if i < top and self.skipped(plan, i, rung.at):
+            if i < top and self.skipped(plan, i, rung):
                 continue
             result = self.rung(plan, name, rung, replies, last=i == top)
             if not isinstance(result, Spent):
@@ -320,12 +365,12 @@ class _Walk:
         self.reason(frame.at, "accepted", ("model", replies[event].model))
         return Got(event)
 
-    def skipped(self, plan: Cascade, i: int, at: str) -> bool:
+    def skipped(self, plan: Cascade, i: int, frame: _Frame) -> bool:
         """A rung is left out when it has to keep a promise that nobody certified, or when the caller's deadline would
         not leave the time for the last rung after it."""
-        rung = self.policy.plans.get(plan.cascade[i])
-        if isinstance(rung, Best) and rung.promise:
-            self.reason(at, "promise_not_certified", ("promise", rung.promise))
+        at, rung = frame.at, self.policy.plans.get(plan.cascade[i])
+        if isinstance(rung, Best) and rung.promise and not (found := self.ruling(rung.promise, frame)).models:
+            self.reason(at, found.code, ("promise", rung.promise), ("workload", self.episode.workload))
             return True
         deadline = self.episode.hints.max_latency_ms
         if deadline is None or any(event.at.startswith(at) for event in self.episode.events):
@@ -372,48 +417,10 @@ class _Walk:
         weighed = weigh(self.snapshot, self.episode, tuple(models), self.policy.amounts)
         if not isinstance(frame.about, Serve) or not weighed:
             return weighed
-        hints = self.episode.hints
-        if hints.min_quality is not None:
-            weighed = self.met(
-                weighed,
-                frame.at,
-                "below_min_quality",
-                "min_quality",
-                hints.min_quality,
-                [each.quality.mid for each in weighed],
-                most=True,
-            )
-        if hints.max_latency_ms is not None:
-            left = hints.max_latency_ms - self.episode.elapsed_ms
-            weighed = self.met(
-                weighed,
-                frame.at,
-                "too_slow",
-                "max_latency_ms",
-                left,
-                [each.latency_ms for each in weighed],
-                most=False,
-            )
+        for wish in wishes(weighed, self.episode.hints, self.episode.elapsed_ms):
+            if wish.unreachable:
+                self.reason(frame.at, f"{wish.name}_unreachable", (wish.name, wish.asked))
+            for each in wish.others:
+                self.attempts.note(each, "passed_over", wish.code, (wish.name, wish.asked))
+            weighed = wish.kept
         return weighed
-
-    def met(
-        self,
-        weighed: tuple[Weighed, ...],
-        at: str,
-        code: str,
-        wish: str,
-        limit: float,
-        values: list[float],
-        *,
-        most: bool,
-    ) -> tuple[Weighed, ...]:
-        """Those whose value is on the right side of the limit, or the nearest one when there is none."""
-        good = [value >= limit if most else value <= limit for value in values]
-        if not any(good):
-            self.reason(at, f"{wish}_unreachable", (wish, limit))
-            nearest = max(values) if most else min(values)
-            good = [value == nearest for value in values]
-        for each, fine in zip(weighed, good, strict=True):
-            if not fine:
-                self.attempts.note(each, "passed_over", code, (wish, limit))
-        return tuple(each for each, fine in zip(weighed, good, strict=True) if fine)

@@ -205,6 +205,7 @@ class Episode(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     requested: str
     policy: str
     features: Features
+    workload: str = ""  # which of the owner's uses this is: what promises and training tell apart
     hints: Hints = Hints()
     payer: Payer = Payer()
     latency: LatencyClass = "interactive"

@@ -14,6 +14,7 @@ import msgspec
 
 from tierwise.core.catalogue import Model
 from tierwise.core.episode import Range
+from tierwise.core.learned import Score, Trained, heads
 from tierwise.core.request import Features, Task
 
 
@@ -29,7 +30,7 @@ class BuiltIn(msgspec.Struct, frozen=True, kw_only=True, tag="built_in", omit_de
     version: int = 1
 
 
-Estimator = BuiltIn
+Estimator = BuiltIn | Trained
 
 
 class TaskWeights(msgspec.Struct, frozen=True):
@@ -102,15 +103,30 @@ class Outlook(msgspec.Struct, frozen=True):
     visible_tokens: float  # of one answer
 
 
-def estimate(estimator: Estimator, features: Features, model: Model) -> Estimate:
+def estimate(estimator: Estimator, features: Features, model: Model, workload: str = "") -> Estimate:
     """The estimate for one model. For several, `estimate_all` does the common part once."""
-    return estimate_all(estimator, features, (model,))[0]
+    return estimate_all(estimator, features, (model,), workload)[0]
 
 
-def estimate_all(estimator: Estimator, features: Features, models: Iterable[Model]) -> tuple[Estimate, ...]:
-    """One estimate per model, in their order."""
+def estimate_all(
+    estimator: Estimator, features: Features, models: Iterable[Model], workload: str = ""
+) -> tuple[Estimate, ...]:
+    """One estimate per model, in their order. What training has not seen (a model, a length, a speed) is reasoned."""
     view = outlook(features)
-    return tuple([_one(features, view, model) for model in models])
+    match estimator:
+        case BuiltIn():
+            return tuple([_one(features, view, model) for model in models])
+        case Trained():
+            known = heads(estimator).scores(features, workload)
+            return tuple([_learned(features, view, model, known.get(model.id)) for model in models])
+
+
+def _learned(features: Features, view: Outlook, model: Model, score: Score | None) -> Estimate:
+    if score is None or model.kind == "embedding":
+        return _one(features, view, model)
+    output = _output_tokens(features, view, model, score.output_tokens)
+    latency = score.latency_ms if score.latency_ms is not None else _latency_ms(features, model, output)
+    return Estimate(Range(score.low, score.mid, score.high), output, latency)
 
 
 def outlook(features: Features) -> Outlook:
@@ -168,11 +184,14 @@ def _one(features: Features, view: Outlook, model: Model) -> Estimate:
     margin = strength - view.difficulty
     quality = Range(_chance(margin - view.doubt), _chance(margin), _chance(margin + view.doubt))
     output = _output_tokens(features, view, model)
+    return Estimate(quality, output, _latency_ms(features, model, output))
+
+
+def _latency_ms(features: Features, model: Model, output_tokens: int) -> int:
     reading = PREFILL_PER_TOKEN * features.input_tokens
     rate = max(SLOWEST, model.tokens_per_second)
     # The answers of one request are written side by side, so `n` costs tokens and no time.
-    latency = model.first_token_ms + 1_000.0 * (output / max(1, features.n) + reading) / rate
-    return Estimate(quality, output, math.ceil(latency))
+    return math.ceil(model.first_token_ms + 1_000.0 * (output_tokens / max(1, features.n) + reading) / rate)
 
 
 def _chance(margin: float) -> float:
@@ -182,7 +201,8 @@ def _chance(margin: float) -> float:
     return CEILING / (1.0 + math.exp(-steps))
 
 
-def _output_tokens(features: Features, view: Outlook, model: Model) -> int:
+def _output_tokens(features: Features, view: Outlook, model: Model, learned: int | None = None) -> int:
+    """`learned`: of one answer, its thoughts included, as training expects it."""
     if features.task == "embedding" or model.kind == "embedding":
         return 0
     thinking = 0.0
@@ -190,7 +210,7 @@ def _output_tokens(features: Features, view: Outlook, model: Model) -> int:
         thinking = THINKING_USED * features.reasoning_tokens
     elif "reasoning" in model.abilities:
         thinking = THINKING_SHARE * view.visible_tokens * min(1.0, max(0.0, view.difficulty + 0.3))
-    tokens = view.visible_tokens + thinking
+    tokens = view.visible_tokens + thinking if learned is None else float(learned)
     ceiling = model.max_output_tokens
     if features.max_tokens is not None:
         ceiling = min(ceiling, features.max_tokens + features.reasoning_tokens)

@@ -13,6 +13,7 @@ import re
 import msgspec
 
 from tierwise.core import tasks, templates
+from tierwise.core.grams import grams
 from tierwise.core.request import Features, Prompt, Turn
 from tierwise.core.text import Counts, count, digest, ends, scripts, single_spaced, squash, words
 
@@ -61,7 +62,7 @@ class _Text(msgspec.Struct, frozen=True):
     characters: int
 
 
-def extract(prompt: Prompt, keywords: tuple[str, ...] = ()) -> Features:
+def extract(prompt: Prompt, keywords: tuple[str, ...] = (), *, with_grams: bool = False) -> Features:
     """Everything that `decide` may know of the prompt. Never raises, whatever the text; depends on nothing else."""
     text = _read(prompt.turns)
     folded, system = text.last.casefold(), _system(text.system)
@@ -101,6 +102,7 @@ def extract(prompt: Prompt, keywords: tuple[str, ...] = ()) -> Features:
         references=prompt.references,
         replied=prompt.replied,
         tail_hash=prompt.tail_hash,
+        grams=grams(folded) if with_grams else b"",
         keywords=_found(prompt.turns, keywords) if keywords else (),
     )
 

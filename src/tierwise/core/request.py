@@ -99,6 +99,7 @@ class Features(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     references: int = 0  # to files of unknown length: what they cost has no bound
     replied: bool = False
     tail_hash: str = ""  # equal when an agent asks again after the same step with the same result
+    grams: bytes = b""  # words and pairs of words, hashed (`core/grams`); empty unless the snapshot asks for them
     keywords: tuple[str, ...] = ()  # those of the policy's keywords that the prompt contains
 
 

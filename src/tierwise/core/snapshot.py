@@ -10,7 +10,9 @@ from tierwise.core.catalogue import Catalogue
 from tierwise.core.check_policy import check
 from tierwise.core.errors import Problem
 from tierwise.core.estimate import BuiltIn, Estimator
+from tierwise.core.learned import Trained
 from tierwise.core.policy import Best, Keep, Plan, Policy, Screen, keywords
+from tierwise.core.promise import Promise
 
 SNAPSHOT_VERSION = 1
 
@@ -24,27 +26,48 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     policies: dict[str, Policy]
     estimator: Estimator
     keywords: tuple[str, ...]
+    promises: dict[str, Promise]  # by name
+    grams: bool  # whether the feature reader keeps the words' hashes, to serve or to learn from
 
 
-class _Content(msgspec.Struct, frozen=True):
+class _Content(msgspec.Struct, frozen=True, omit_defaults=True):
     version: int
     catalogue: Catalogue
     policies: dict[str, Policy]
     estimator: Estimator
+    promises: tuple[Promise, ...] = ()
+    grams: bool = False
 
 
 # The order of models and tiers has a meaning, so it is part of the hash: no sorting here.
 _ENCODER = msgspec.json.Encoder()
 
 
-def build(catalogue: Catalogue, policies: dict[str, Policy], estimator: Estimator = BuiltIn()) -> Snapshot:
-    """Freeze these under their hash. The caller has checked the policies (`problems`)."""
-    content = _Content(SNAPSHOT_VERSION, catalogue, policies, estimator)
+def build(
+    catalogue: Catalogue,
+    policies: dict[str, Policy],
+    estimator: Estimator = BuiltIn(),
+    promises: tuple[Promise, ...] = (),
+    *,
+    grams: bool = False,
+) -> Snapshot:
+    """Freeze these under their hash. The caller has checked the policies (`problems`). A trained estimator reads grams
+    whatever `grams` says."""
+    grams = grams or isinstance(estimator, Trained)
+    content = _Content(SNAPSHOT_VERSION, catalogue, policies, estimator, promises, grams)
     digest = hashlib.sha256(_ENCODER.encode(content)).hexdigest()[:16]
     words = tuple(dict.fromkeys(word for policy in policies.values() for word in keywords(policy)))
     usual = policies.get("default")
     served = policies | {tier_policy(tier): _for_tier(tier, usual) for tier in catalogue.tiers}
-    return Snapshot(hash=digest, catalogue=catalogue, policies=served, estimator=estimator, keywords=words)
+    return Snapshot(
+        hash=digest,
+        catalogue=catalogue,
+        policies=served,
+        estimator=estimator,
+        keywords=words,
+        promises={promise.name: promise for promise in promises},
+        grams=grams,
+    )
 
 
 def tier_policy(tier: str) -> str:
@@ -69,7 +92,10 @@ def problems(catalogue: Catalogue, policies: dict[str, Policy]) -> tuple[Problem
 def dump(snapshot: Snapshot) -> bytes:
     """As bytes that `load` reads strictly, in any process."""
     named = {name: policy for name, policy in snapshot.policies.items() if not name.startswith("tier:")}
-    return _ENCODER.encode(_Content(SNAPSHOT_VERSION, snapshot.catalogue, named, snapshot.estimator))
+    promises = tuple(snapshot.promises.values())
+    return _ENCODER.encode(
+        _Content(SNAPSHOT_VERSION, snapshot.catalogue, named, snapshot.estimator, promises, snapshot.grams)
+    )
 
 
 def load(data: bytes) -> Snapshot:
@@ -77,4 +103,4 @@ def load(data: bytes) -> Snapshot:
     content = msgspec.json.decode(data, type=_Content)
     if content.version != SNAPSHOT_VERSION:
         raise msgspec.ValidationError(f"snapshot version {content.version}, this build reads {SNAPSHOT_VERSION}")
-    return build(content.catalogue, content.policies, content.estimator)
+    return build(content.catalogue, content.policies, content.estimator, content.promises, grams=content.grams)

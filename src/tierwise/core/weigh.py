@@ -34,7 +34,9 @@ def weigh(snapshot: Snapshot, episode: Episode, models: tuple[Model, ...], amoun
     second = amounts.second_nano(episode.latency)
     factor = episode.money.value
     found = []
-    for model, estimate in zip(models, estimate_all(snapshot.estimator, episode.features, models), strict=True):
+    for model, estimate in zip(
+        models, estimate_all(snapshot.estimator, episode.features, models, episode.workload), strict=True
+    ):
         cost = expected_nano(model, episode, estimate.output_tokens)
         counted = cost if cost is not None else _dearest_nano(snapshot, episode, estimate.output_tokens)
         # Rounded to the nearest: a price weighs candidates and is never charged.
@@ -123,7 +125,7 @@ def baseline_nano(snapshot: Snapshot, episode: Episode) -> int | None:
     model = snapshot.catalogue.models.get(snapshot.catalogue.baseline)
     if model is None or model.kind != episode.kind:
         return None
-    (found,) = estimate_all(snapshot.estimator, episode.features, (model,))
+    (found,) = estimate_all(snapshot.estimator, episode.features, (model,), episode.workload)
     return expected_nano(model, episode, found.output_tokens)
 
 

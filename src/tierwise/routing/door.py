@@ -17,10 +17,11 @@ from tierwise.core.episode import Episode
 from tierwise.core.features import extract
 from tierwise.core.names import check_selectors, meaning
 from tierwise.core.ports import Ledger
-from tierwise.core.request import Features, Payer, Request
+from tierwise.core.request import Features, Hints, Payer, Request
 from tierwise.core.snapshot import Snapshot
 from tierwise.routing.attempts import DERIVED
 
+WORKLOAD_CHARACTERS = 64
 _log = logging.getLogger("tierwise")
 
 
@@ -42,7 +43,7 @@ def open_episode(
         check_selectors(snapshot, "allow", hints.allow)
         check_selectors(snapshot, "deny", hints.deny)
     at = now()
-    features = _features(request, snapshot)
+    features = _features(request, snapshot, kind)
     if hints.session is not None and hints.session.startswith(DERIVED):
         # Many conversations begin with the same words. Those of one payer and one hour are taken for one.
         hints = msgspec.structs.replace(hints, session=f"{hints.session}-{int(at) // 3_600:x}")
@@ -57,6 +58,7 @@ def open_episode(
         requested=request.model,
         policy=means.policy,
         features=features,
+        workload=workload_of(features, hints, payer),
         hints=hints,
         payer=payer,
         latency=hints.latency or "interactive",
@@ -71,9 +73,17 @@ def open_episode(
     )
 
 
-def _features(request: Request, snapshot: Snapshot) -> Features:
+def workload_of(features: Features, hints: Hints, payer: Payer) -> str:
+    """Which use of the owner's this is: the label or tag `workload`, else the template, else the system prompt."""
+    named = dict((*payer.tags, *hints.labels)).get("workload")
+    if named:
+        return named[:WORKLOAD_CHARACTERS]
+    return features.template or (f"system-{features.system_hash}" if features.system_hash else "")
+
+
+def _features(request: Request, snapshot: Snapshot, kind: Kind) -> Features:
     try:
-        return extract(request.prompt, snapshot.keywords)
+        return extract(request.prompt, snapshot.keywords, with_grams=snapshot.grams and kind == "chat")
     except Exception:
         # A router is an optimisation: when it cannot read the prompt, it knows less, and the request goes on.
         _log.exception("features could not be read; routing without them")
