@@ -5,6 +5,8 @@
 #   make check   format, lint, types, import rules  make format rewrites what it can
 #   make bench   speed against peers                ARGS="--quick", LITELLM_BIN=/path/to/litellm
 #   make simulate-money  what the price of money is worth, a month at a time; renews docs/price-of-money.*
+#   make simulate-watch  how soon a broken promise is found; renews docs/watching.*
+#   make bench-routing  what routing is worth; renews docs/routing-quality.*  TIERWISE_DATA=FOLDER ARGS="--seeds 5"
 #   make reliability  runs that try to break the money; renews docs/reliability.md  ARGS="--only bar1,bar8 --fast"
 #   make lock    requirements/*.txt from pyproject  ARGS="--upgrade" or ARGS="--upgrade-package NAME"
 #   make clean   forget the environments and caches
@@ -18,7 +20,7 @@ MAKEFLAGS += --no-print-directory
 unexport PYTHONDONTWRITEBYTECODE
 unexport PYTHONPATH
 
-.PHONY: help run test check format bench simulate-money reliability lock node-sdk clean
+.PHONY: help run test check format bench simulate-money simulate-watch bench-routing reliability lock node-sdk clean
 .DEFAULT_GOAL := help
 
 help:
@@ -45,6 +47,13 @@ bench: $(DEV)/ready
 
 simulate-money: $(DEV)/ready
 	$(DEV)/bin/python -m scripts.simulate_money --write $(ARGS)
+
+simulate-watch: $(DEV)/ready
+	$(DEV)/bin/python -m scripts.simulate_watch --write $(ARGS)
+
+# One thread a process: the two processes of the bench have a core each.
+bench-routing: $(DEV)/ready
+	OPENBLAS_NUM_THREADS=1 $(DEV)/bin/tierwise bench routing --write docs/routing-quality.md $(ARGS)
 
 reliability: $(DEV)/ready
 	$(DEV)/bin/python -m scripts.reliability $(ARGS)

@@ -13,7 +13,7 @@ compile() {
         --no-header --no-annotate --no-emit-index-url --no-emit-find-links "$@"
 }
 
-compile pyproject.toml --output-file requirements/run.txt "$@"
+compile pyproject.toml --extra learn --output-file requirements/run.txt "$@"
 # Tests run with exactly what users run with: the run set is a constraint on the others.
 compile pyproject.toml --group dev --constraint requirements/run.txt --output-file requirements/dev.txt "$@"
 compile requirements/build.in --constraint requirements/dev.txt --output-file requirements/build.txt "$@"

@@ -7,6 +7,7 @@ results, and words that differ each time around the same call.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import random
 from pathlib import Path
@@ -22,7 +23,7 @@ from tests.support.worlds import world as snapshot
 from tierwise.core.budget import Budget, Hold
 from tierwise.core.request import Payer
 from tierwise.routing.attempts import fingerprint
-from tierwise.stores.ledger.admission import without_last
+from tierwise.stores.ledger.admission import repeated, without_last
 from tierwise.stores.ledger.books import Books
 from tierwise.wire import codec
 
@@ -226,6 +227,38 @@ def test_what_is_new_makes_another_call() -> None:
             shown.messages = [{"role": "user", "content": [image, {"type": "text", "text": "What is it?"}]}]
             prints.add(shown.print_of())
     assert len(prints) == 10
+
+
+@pytest.mark.parametrize(
+    ("recent", "next", "times"),
+    [
+        ("", "a", 0), ("b", "a", 0), ("aaa", "a", 3), ("aab", "b", 1), ("aab", "c", 0),
+        ("ababab", "a", 3), ("bababab", "a", 3), ("cababab", "a", 3), ("abacab", "a", 1),
+        # Each several times at once, in whatever order they came.
+        ("aaabbb", "a", 3), ("aaabbbaaabb", "b", 5), ("abbaab", "b", 3),
+        # Once in between is no turn: a call that is made again and again after another is not two in turn.
+        ("aaaab", "a", 1), ("aaaabaaaa", "b", 1), ("aabaaba", "b", 2),
+    ],
+)  # fmt: skip
+def test_what_is_asked_again_and_again_or_in_turn(recent: str, next: str, times: int) -> None:
+    assert repeated(tuple(recent), next) == times
+
+
+@pytest.mark.parametrize("together", [2, 3])
+async def test_two_calls_in_turn_are_a_loop_also_when_each_is_asked_several_times_at_once(
+    tmp_path: Path, together: int
+) -> None:
+    budgets = [{"scope": "session", "repeats": REPEATS}]
+    async with FakeUpstream() as one, Gateway(tmp_path, world(one, budgets=budgets)) as gateway:
+        for dialect in (OPENAI, ANTHROPIC):
+            before = len(one.requests)
+            for agent in itertools.islice(loops(dialect, 1, f"loop {dialect.name}"), 2 * REPEATS):
+                heard = await asyncio.gather(*(agent.ask(gateway) for _ in range(together)))
+                if all(each.status != 200 for each in heard):
+                    break
+            assert {each.error["code"] for each in heard} == {"loop_stopped"}
+            # The first has nothing behind it; then both have been asked so often, one of them in its whole turn.
+            assert len(one.requests) - before <= together + 2 * REPEATS + together - 1
 
 
 @pytest.mark.parametrize(

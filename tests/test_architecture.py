@@ -24,7 +24,7 @@ ROOMS: dict[str, set[str]] = {
     "providers": {"core"},
     "stores": {"core"},
     "routing": {"core", "wire"},
-    "config": {"core", "wire", "routing", "server"},  # where everything is put together
+    "config": {"core", "wire", "routing", "server", "study", "watch"},  # where everything is put together
     "server": {"core", "wire", "routing", "config"},
     "cli": {"core", "wire", "routing", "config", "server", "study", "watch"},
     "inapp": {"core", "wire", "routing", "config", "server", "transport"},

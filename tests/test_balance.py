@@ -4,6 +4,7 @@ a real client while requests run."""
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -18,6 +19,7 @@ from tests.support.replies import USUAL
 from tests.support.upstream import Exchange, FakeUpstream, well_formed
 from tierwise.core.budget import Budget
 from tierwise.core.request import Hints, Payer
+from tierwise.routing.router import Router
 from tierwise.routing.trace import tightest_of
 from tierwise.server import balance
 from tierwise.stores.memory import MemoryLedger
@@ -259,6 +261,8 @@ async def test_followers_are_bounded_for_each_payer_and_in_all(tmp_path: Path, m
 
 async def test_whoever_does_not_read_is_let_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(balance, "UNREAD_S", 0.02)
+    ticks = itertools.count(NOON)
+    monkeypatch.setattr(Router, "stamp", lambda self: (next(ticks), 0))  # no look is like the one before
     monkeypatch.setattr(balance, "_lasting", lambda told: [object()])  # something changes at every look
     monkeypatch.setattr(balance, "_event", lambda name, data: b":" + b"x" * (1 << 20) + b"\n\n")
     async with FakeUpstream() as one, gateway_of(tmp_path, one) as gateway:

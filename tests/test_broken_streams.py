@@ -57,7 +57,7 @@ def test_arguments_that_come_as_an_object_reach_a_caller_of_the_other_format() -
     relay = begin("anthropic", "openai")
     call = {"index": 0, "id": "a", "type": "function", "function": {"name": "f", "arguments": {"x": 1}}}
     assert tool_uses(relay.feed(called(call) + ended("tool_calls") + DONE)) == [("f", {"x": 1})]
-    assert "".join(relay.meter.pieces) == 'f{"x":1}'
+    assert relay.meter.text.getvalue() == 'f{"x":1}'
 
 
 @pytest.mark.parametrize("more", [{}, {"index": 0}, {"index": 0, "id": "same"}, {"id": ""}])

@@ -318,7 +318,7 @@ def test_models_of_a_file_that_the_environment_names(tmp_path: Path) -> None:
 
 def test_config_check(tmp_path: Path) -> None:
     (tmp_path / "tierwise.yaml").write_text("models: {simulated/small: {}}\n")
-    assert good("config", "check", cwd=tmp_path).startswith("tierwise.yaml: good (1 models")
+    assert good("config", "check", cwd=tmp_path).startswith("tierwise.yaml: good (1 model, ")
     found = json.loads(good("config", "check", "tierwise.yaml", "--json", cwd=tmp_path))
     assert found["ok"] is True
     assert found["policies"] == ["default", "economy", "balanced", "quality"]

@@ -1,4 +1,4 @@
-"""`tierwise balance` and `tierwise ledger`, as a person or a script runs them: against real gateways and real files."""
+"""`tierwise balance`, `key`, `budget`, `credit`, `ledger`, as people and scripts run them: real gateways and files."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from tests.support.ledgers import a_hold
 from tests.test_cli import ENVIRON
 from tests.test_cli import run as process
 from tierwise.cli import main as cli
-from tierwise.cli.balance import COLUMNS, dollars, picture
+from tierwise.cli.balance import COLUMNS, picture
 from tierwise.cli.ledger import _period, cell
 from tierwise.core.budget import Budget, Charge
 from tierwise.core.errors import RequestError, TierwiseError
@@ -127,12 +127,16 @@ def test_the_balance_of_a_running_gateway_once(served: str, run: Run) -> None:
     ran = run("balance", "--url", served, "--session", "s", TIERWISE_KEY=KEY)
     assert (ran.returncode, ran.stderr) == (0, "")
     assert all(len(line) <= COLUMNS for line in ran.stdout.splitlines())
-    assert re.search(r"^user ada · day$", ran.stdout, re.M) and "limit $5.000000" in ran.stdout
+    assert re.search(r"^user ada · day$", ran.stdout, re.M) and "  limit 5 USD\n" in ran.stdout
     assert re.search(r"^session s$", ran.stdout, re.M) and "0 of 9 steps" in ran.stdout
+    assert "--session" not in ran.stdout
+    # Whoever does not ask for a session is told that there is more.
+    further = "Sessions have limits of their own: see --session"
+    assert further in run("balance", "--url", served, TIERWISE_KEY=KEY).stdout.splitlines()
     # Host and port as `serve` takes them, and JSON.
     place = {"TIERWISE_HOST": "0.0.0.0", "TIERWISE_PORT": served.rpartition(":")[2]}
     told = json.loads(run("balance", "--json", TIERWISE_KEY=KEY, **place).stdout)
-    assert told["balances"][0]["spent_nano"] > 0
+    assert told["balances"][0]["spent_nano"] > 0 and told["not_shown"] == ["session"]
 
 
 def test_a_balance_that_cannot_be_had(served: str, run: Run) -> None:
@@ -182,9 +186,9 @@ def test_a_terminal_shows_one_picture_and_gets_its_cursor_back(folder: Path, ser
     )  # fmt: skip
     os.close(follower)
     try:
-        shown = read_until(leader, "limit $5.000000")
+        shown = read_until(leader, "limit 5 USD")
         ask(served)
-        shown += read_until(leader, "limit $5.000000")
+        shown += read_until(leader, "limit 5 USD")
         watching.send_signal(signal.SIGINT)
         shown += read_until(leader, None)
         assert watching.wait(20) == 130
@@ -234,20 +238,67 @@ def test_a_picture_fits_and_moves_no_cursor() -> None:
     )
     text = "\n".join(lines)
     assert max(map(len, lines)) <= COLUMNS and "\x1b" not in text
-    for words in ("resets in 14 h 0 min", "credit of the user", "12,000 of 50,000 tokens", "3 of 9 steps", "soft"):
+    for words in ("resets in 14 h 0 min", "credit of the user", "12,000 of 50,000 tokens", "3 of 9 steps", "soft",
+                  "left 0.9999996  spent 0.0000004  held 0  limit 1 USD"):  # fmt: skip
         assert words in text
+    one = {"limit": 1, "used": 0}
+    assert "0 of 1 step · 0 of 1 call at once" in "\n".join(picture(told(balance_of(steps=one, parallel=one)), "x"))
+    least = balance_of(limit_nano=10_000, left_nano=1, spent_nano=9_999)  # what is left is never rounded to nothing
+    assert "left 0.000000001  spent 0.000009999  held 0  limit 0.00001 USD" in picture(told(least), "x")[-1]
+    both = picture({**told(), "not_shown": ["session", "workflow"]}, "x")
+    assert (
+        both[-1].endswith("see --session and --workflow")
+        and max(map(len, both)) <= COLUMNS
+        and "nothing limits" not in "\n".join(both)
+    )
     assert "nothing limits" in "\n".join(picture(told(), "x"))
     with pytest.raises(TierwiseError):
         picture({"balances": [{}]}, "x")
 
 
-@pytest.mark.parametrize(
-    ("nano", "text"),
-    [(0, "$0.000000"), (1, "$0.000000001"), (999, "$0.000000999"), (40_000, "$0.000040"), (5 * 10**9, "$5.000000"),
-     (10**18, "$1,000,000,000.00")],
-)  # fmt: skip
-def test_dollars(nano: int, text: str) -> None:
-    assert dollars(nano) == text
+# ------------------------------------------------------------------------------------------------ keys and budgets
+
+
+def test_names_are_checked_where_the_secrets_are_not(tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever makes keys need not have the gateway's secrets; its file is enough to know its names."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tierwise.yaml").write_text(
+        "models: {openai/gpt-5: {tier: fast}}\nserver: {host: 0.0.0.0}\n"
+        "keys: [{name: ada, secret: env:NOT_SET_HERE, tags: {project: x}}]\n"
+    )
+    code, out, said = run("key", "create", "--name", "k", "--allow", "openai/gtp-5")
+    assert (code, out, "openai/gpt-5" in said) == (2, "", True)
+    assert run("key", "create", "--name", "k", "--allow", "openai/gpt-5")[::2] == (0, "")
+    assert "configuration file" in run("key", "create", "--name", "ada")[2]
+    code, _, said = run("budget", "set", "--scope", "tag", "--match", "projet=x", "--calls", "5")
+    assert (code, "'project'" in said) == (2, True)
+    assert run("budget", "set", "--scope", "tag", "--match", "project=y", "--calls", "5")[0] == 0
+    assert run("config", "check")[0] == 2, "what is served needs its secrets"
+
+
+def test_amounts_and_places_as_people_read_them(tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tierwise.yaml").write_text(
+        "models: {simulated/small: }\nbudgets: [{scope: user, limit_usd: 2.50, window: day}]\n"
+    )
+    least = ("budget", "set", "--scope", "user", "--limit-usd", "0.00001", "--reserve-usd", "0.000000001", "--soft")
+    assert run(*least)[1] == "user[]/lifetime: 0.00001 USD, reserve 0.000000001 USD, soft\n"
+    run("budget", "set", "--scope", "user", "--limit-usd", "3", "--window", "day")
+    add = ("credit", "add", "--scope", "user", "--subject", "ada", "--id", "c", "--amount-usd")
+    assert run(*add, "-0.00002")[1] == "-0.00002 USD for user ada, as c\n"
+    assert "-0.00002 USD" in run("credit", "list")[1]
+    run("key", "create", "--name", "k", "--user", "ada", "--tag", "a=b", "--budget-usd", "0.00003")
+    rows = [line.split("  ") for line in run("budget", "list")[1].splitlines()]
+    cells = [[cell.strip() for cell in row if cell.strip()] for row in rows]
+    assert cells == [
+        ["id", "made in", "limits"],
+        ["user[]/day", "the file", "2.5 USD a day"],
+        ["user[]/day", "the registry", "3 USD a day"],
+        ["user[]/lifetime", "the registry", "0.00001 USD, reserve 0.000000001 USD, soft"],
+        ["key[key=k]/lifetime", "its key", "0.00003 USD"],
+    ]
+    head, row = run("key", "list")[1].splitlines()
+    assert "payer" in head and "made in" in head and "user=ada a=b" in row and "0.00003 USD" in row
 
 
 # ------------------------------------------------------------------------------------------------ ledger
@@ -344,10 +395,12 @@ def test_reconcile(state: Path, run: Run) -> None:
     assert found["total"]["difference_nano"] == 30 + 500_000_000 - 1_001
     assert found["rows"][0]["our_tokens"] == {"input": 12, "output": 34}
     ran = run(*words, "--post")
-    assert ran.returncode == 0 and "Posted 3 variance entries to variance/openai" in ran.stdout
+    assert ran.returncode == 0 and "variance/openai, and not written yet: 3 variance entries" in ran.stdout
+    assert "Posted" not in ran.stdout
     assert run("ledger", "audit", "--state", str(state)).returncode == 0
     ran = run(*words)
     assert ran.returncode == 0 and "agree to the nano-dollar" in ran.stdout
+    assert "waiting for the gateway: 3 variance entries" in ran.stdout
     bill.write_text("date,model,cost_usd\n2026-11-03,gpt-5,much\n")
     ran = run(*words)
     assert ran.returncode == 2 and "line 2" in ran.stderr

@@ -1,15 +1,24 @@
-"""Budgets in the file: every field arrives, and what has no effect or cannot work is refused where it stands."""
+"""Budgets in the file: every field arrives, and what has no effect or cannot work is refused where it stands; what is
+asked for at runtime is refused for the same reasons, in the same words."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from tierwise.config import load
+from tierwise.core import check_budget
 from tierwise.core.budget import Budget
-from tierwise.core.errors import ConfigError, Problem
+from tierwise.core.errors import BadRequest, ConfigError, Problem
+from tierwise.core.keys import Book, Grant, Issued
+from tierwise.core.request import Payer
+from tierwise.server.desk import Desk
+from tierwise.server.forms import BudgetBody, converted
+from tierwise.stores.registry import SqliteRegistry
 
 HEAD = "models: {simulated/large: {}}\nbudgets:\n"
 ENVIRON = {"TIERWISE_LOCAL_URL": "off"}
@@ -73,6 +82,11 @@ REFUSED: tuple[tuple[str, str, str], ...] = (
     ("scope: user, calls: 5, reserve_usd: 1", "budgets[0].reserve_usd", "without `limit_usd`"),
     ("scope: user, limit_usd: 1, reserve_usd: 2", "budgets[0].reserve_usd", "nothing could ever hold it"),
     ("scope: user, limit_usd: 1, hard: false, tokens: 5", "budgets[0].tokens", "refuses nothing"),
+    ("scope: request, limit_usd: 1, window: lifetime", "budgets[0].window", "its own window"),
+    ("scope: request, limit_usd: 1, window: day", "budgets[0].window", "its own window"),
+    ("scope: user, calls: 5, zone: UTC", "budgets[0].zone", "has no effect"),
+    ("scope: user, calls: 5, match: {usr: ada}", "budgets[0].match.usr", "'user'"),
+    ("scope: user, calls: 5, match: {cost-centre: a}", "budgets[0].match.cost-centre", "no key has such a tag"),
     ("scope: user, limit_usd: 1, wnidow: day", "budgets[0].wnidow", "'window'"),
 )
 
@@ -81,6 +95,69 @@ REFUSED: tuple[tuple[str, str, str], ...] = (
 async def test_what_has_no_effect_or_cannot_work_is_refused(tmp_path: Path, text: str, where: str, what: str) -> None:
     found = await problems(tmp_path, f"  - {{{text}}}\n")
     assert any(each.where.startswith(where) and each.line == 3 and what in str(each) for each in found), found
+
+
+def at_the_desk(registry: SqliteRegistry, body: Any, *keys: Grant, **more: Any) -> None:
+    book = Book(keys=tuple(Issued(grant=each) for each in keys))
+    Desk(registry, book, 0, files={}, **more).set_budget(converted(body, BudgetBody, "budget"))
+
+
+@pytest.fixture
+def registry() -> Iterator[SqliteRegistry]:
+    made = SqliteRegistry(None)
+    yield made
+    made.close()
+
+
+async def test_the_desk_refuses_the_same_in_the_same_words(tmp_path: Path, registry: SqliteRegistry) -> None:
+    words = 0
+    for text, where, _ in REFUSED:
+        found = await problems(tmp_path, f"  - {{{text}}}\n")
+        with pytest.raises(BadRequest) as caught:
+            at_the_desk(registry, yaml.safe_load(f"{{{text}}}"))
+        assert where.removeprefix("budgets[0]").removeprefix(".") in caught.value.message, text
+        if "at least" in str(found) or "at most" in str(found) or "wnidow" in text:
+            continue  # the file's types speak of those, with the line
+        words += 1
+        for each in found:
+            assert each.what in caught.value.message and each.nearest in caught.value.message, (text, each)
+    assert words > 15
+    assert not registry.read().budgets
+
+
+@pytest.mark.parametrize("name", FIELDS)
+async def test_the_desk_takes_what_the_file_takes(registry: SqliteRegistry, name: str) -> None:
+    body = yaml.safe_load(f"{{{FIELDS[name][0]}}}")
+    at_the_desk(registry, body)
+    assert registry.read().budgets == (Budget(scope=body["scope"], **FIELDS[name][1]),)
+
+
+@pytest.mark.parametrize("name", check_budget.BOUNDS)
+async def test_both_doors_have_the_same_bounds(tmp_path: Path, registry: SqliteRegistry, name: str) -> None:
+    least, most = check_budget.BOUNDS[name]
+    for count, fits in ((least - 1, False), (least, True), (most, True), (most + 1, False)):
+        if fits:
+            assert await budgets(tmp_path, f"  - {{scope: session, {name}: {count}}}\n")
+            at_the_desk(registry, {"scope": "session", name: count})
+            continue
+        await problems(tmp_path, f"  - {{scope: session, {name}: {count}}}\n")
+        with pytest.raises(BadRequest, match=f"{name}: must be from {least} to {most}"):
+            at_the_desk(registry, {"scope": "session", name: count})
+
+
+def test_a_match_at_runtime_names_what_somebody_can_carry(registry: SqliteRegistry) -> None:
+    """As in the file: names are checked by the keys there are, values are not, for users come and go."""
+    ada = Grant(payer=Payer(key="ada", tags=(("project", "x"),)))
+    boss = Grant(payer=Payer(key="boss", team="search"), admin=True)
+    body = {"scope": "user", "calls": 5, "match": {"project": "of-next-year", "user": "nobody-yet"}}
+    at_the_desk(registry, body, ada)
+    with pytest.raises(BadRequest, match=r"match\.projet: is none of .*did you mean 'project'"):
+        at_the_desk(registry, {**body, "match": {"projet": "x"}}, ada)
+    at_the_desk(registry, {**body, "match": {"projet": "x"}}, checked=False)  # nobody knows what the file has
+    # An admin who does not see a key is not told of its tags.
+    with pytest.raises(BadRequest) as caught:
+        at_the_desk(registry, {**body, "match": {"team": "search", "projet": "x"}}, ada, boss, grantor="boss")
+    assert "project" not in caught.value.message
 
 
 async def test_budgets_that_differ_in_their_window_alone_are_two(tmp_path: Path) -> None:

@@ -44,7 +44,7 @@ async def a_busy_ledger(folder: Path, calls: int = 200) -> Path:
     await ledger.hold(a_hold("old", 9, at_s=NOON - 90_000))
     ledger._do_errands()
     await ledger.correct("2", 3, "invoice")
-    await ledger.vary(next(iter(ledger.books._lines)).id, "another", 17, "invoice")
+    await ledger.vary("v1", next(iter(ledger.books._lines)).id, "another", 17, "invoice")
     assert ledger.audit() == ()
     await ledger.close()
     return ledger.path

@@ -10,6 +10,7 @@ import msgspec
 import pytest
 
 from tests.support.gateway import CHEAP, Gateway, world
+from tests.support.ledgers import NOON, a_hold
 from tests.support.replies import Tokens, dump, openai_body, openai_events
 from tests.support.upstream import (
     Exchange,
@@ -18,14 +19,19 @@ from tests.support.upstream import (
     endless_stream,
     hang_before_headers,
     hang_mid_stream,
+    json_reply,
     no_usage,
     openai_reply,
     openai_stream,
+    plain,
+    sse,
     truncated_chunked,
 )
+from tierwise.core.budget import Budget
 from tierwise.core.money import PriceRow, Rates
 from tierwise.routing import streams
 from tierwise.routing.ratios import LEAST, MOST, Ratio, Ratios
+from tierwise.stores.ledger.books import SUSPENSE_S, Books
 
 # ------------------------------------------------------------------------------------------------ what is charged
 
@@ -79,6 +85,81 @@ async def test_what_was_sent_is_never_free(tmp_path: Path, name: str) -> None:
         ((_, charge),) = gateway.ledger.charges
         assert charge.kind == "estimated" and charge.cost_nano >= gateway.ledger.holds[0][0].least_nano > 0, charge
         assert charge.cost_nano <= gateway.ledger.holds[0][0].amount_nano
+
+
+def of_bytes(size: int) -> bytes:
+    """No JSON, of so many bytes."""
+    return b'{"choices":[{"message":{"content":"' + b"a" * (size - 35)
+
+
+SAID = openai_events("cheap", "one two three four", pieces=2)[:3]  # a role and the words
+TOLD = {"prompt_tokens": 30, "completion_tokens": 20, "total_tokens": 50}
+UNREADABLE: dict[str, tuple[Step, bool, tuple[int, int]]] = {
+    # a reply, whether it is streamed, and the fewest and the most tokens of output that it is charged for
+    "plain, short": (plain(of_bytes(80), "application/json"), False, (80, 80)),
+    "plain, longer than the ceiling": (plain(of_bytes(9_000), "application/json"), False, (200, 200)),
+    "plain, but for the usage": (json_reply({"choices": [], "usage": TOLD}), False, (20, 20)),
+    "plain, of another kind": (plain(of_bytes(70), "text/html"), False, (70, 70)),
+    "plain, in an encoding that we do not know": (
+        plain(of_bytes(70), "application/json", headers=[("Content-Encoding", "br")]), False, (1, 200),
+    ),
+    "stream, from the first": (sse([b"data: {nonsense}\n\n"]), True, (18, 18)),
+    "stream, without a word": (sse([b'data: {"odd":1}\n\n'] * 3 + [b"data: [DONE]\n\n"]), True, (65, 65)),
+    "stream, after some words": (sse([*SAID, b"data: {nonsense}\n\n"]), True, (4 + 18, 4 + 18)),
+    "stream, at last longer than the ceiling": (sse([*SAID, b"data: {" + b"a" * 9_000 + b"\n\n"]), True, (200, 200)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", UNREADABLE)
+async def test_a_reply_that_nobody_can_read_is_charged_for_what_it_can_have_been(tmp_path: Path, name: str) -> None:
+    """The prompt, and of output as many tokens as there were bytes, up to the ceiling that is held for: never more."""
+    step, stream, (least, most) = UNREADABLE[name]
+    async with FakeUpstream(step) as one, Gateway(tmp_path, world(one, policy={"attempts": 1})) as gateway:
+        heard = await gateway.ask(stream=stream or None, max_tokens=200)
+        assert heard.status == 502 or not heard.whole
+        await gateway.settled()
+        ((_, charge),) = gateway.ledger.charges
+        hold = gateway.ledger.holds[0][0]
+        told = name == "plain, but for the usage"
+        assert charge.kind == ("reported" if told else "estimated")
+        assert least <= charge.usage.output_tokens <= most, charge
+        assert charge.usage.input_tokens == (30 if told else hold.least_nano // 1_000)
+        assert hold.least_nano < charge.cost_nano <= hold.amount_nano
+        ((record),) = await gateway.records()
+        assert record.outcome.cost_nano == charge.cost_nano
+
+
+async def test_what_a_model_thought_is_in_no_bytes(tmp_path: Path) -> None:
+    """Nor is it above the ceiling, however fast the model is."""
+    async with FakeUpstream(plain(of_bytes(50), "application/json")) as one, Gateway(tmp_path, world(one)) as gateway:
+        snapshot = gateway.router.snapshot
+        model = snapshot.catalogue.models[CHEAP]
+        written = []
+        for abilities, speed in (((), 1e9), (("reasoning",), 1e9), (("reasoning",), 1e-9)):
+            fast = msgspec.structs.replace(model, abilities=frozenset(abilities), tokens_per_second=speed)
+            catalogue = msgspec.structs.replace(snapshot.catalogue, models={**snapshot.catalogue.models, CHEAP: fast})
+            gateway.router.swap(msgspec.structs.replace(snapshot, catalogue=catalogue))
+            gateway.rested()
+            await gateway.ask(max_tokens=200)
+            written.append(gateway.ledger.charges[-1][1].usage.output_tokens)
+        assert written == [50, 200, 51]
+
+
+@pytest.mark.parametrize(
+    ("amount", "least", "tokens", "counted"),
+    [(8_000, 1_000, 400, 50), (8_000, 8_000, 400, 400), (3, 1, 100, 34), (0, 0, 400, 400), (8_000, 0, 400, 400)],
+)
+def test_a_call_whose_end_nobody_saw_counts_tokens_as_it_counts_money(
+    amount: int, least: int, tokens: int, counted: int
+) -> None:
+    """A limit on tokens is not escaped by a crash. Where no money is known, all of them may have been used."""
+    books = Books((Budget(scope="session", tokens=400),))
+    assert books.hold(a_hold("a", amount, least_nano=least, tokens=tokens)) is None
+    books.expire(NOON + 1)
+    assert books.resolve(NOON + SUSPENSE_S) == 1
+    room = 400 - counted
+    assert books.hold(a_hold("b", 0, tokens=room + 1)) is not None and books.hold(a_hold("c", 0, tokens=room)) is None
+    assert books.audit() == ()
 
 
 @pytest.mark.parametrize("stream", [False, True], ids=["plain", "stream"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import calendar
 import itertools
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -32,8 +33,10 @@ from tierwise.core.pace import (
 )
 from tierwise.core.request import Hints
 from tierwise.core.words import money_text
+from tierwise.stores.ledger.audit import audit
 from tierwise.stores.ledger.books import Books
 from tierwise.stores.ledger.reading import money_of
+from tierwise.stores.ledger.sqlite import SqliteLedger
 from tierwise.stores.ledger.traffic import Traffic
 from tierwise.stores.ledger.windows import DAY_S, window_of
 
@@ -197,6 +200,36 @@ def test_books_learn_when_a_budgets_traffic_comes() -> None:
     fresh = Books((Budget(scope="team", limit_nano=1_000_000, window="day"),))
     fresh.hold(a_hold("new", 450_000, at_s=monday + 9 * HOUR_S))
     assert money_of(fresh.passes(ADA, Hints()), monday + 12 * HOUR_S).value == 1.0
+
+
+@pytest.mark.parametrize("ended", ["closed", "killed"])
+async def test_a_restart_forgets_no_shape(tmp_path: Path, ended: str) -> None:
+    """The same traffic with a restart every few hours, also within one, and without: the same price of money."""
+    budgets = (Budget(scope="team", limit_nano=1_000_000, window="day"),)
+    path = tmp_path / "ledger.sqlite"
+    now = [float(NOON)]
+    steady, books = SqliteLedger(path, budgets, lambda: now[0], reserve_bytes=1), Books(budgets)
+    for number in range(9 * 24 * 2):
+        at_s = NOON // DAY_S * DAY_S + number * HOUR_S // 2
+        if at_s % DAY_S >= 12 * HOUR_S:
+            await steady.hold(a_hold(str(number), 1, at_s=at_s))
+            steady.settle(str(number), Charge(cost_nano=1))
+            books.hold(a_hold(str(number), 1, at_s=at_s))
+        if number % 41 == 40:
+            if ended == "killed":
+                steady._do_errands()  # as it does once a minute
+                await steady.drain()
+                steady._note_traffic = lambda: None  # type: ignore[method-assign]
+            await steady.close()
+            steady = SqliteLedger(path, budgets, lambda: now[0], reserve_bytes=1)
+    monday = NOON // DAY_S * DAY_S + 12 * DAY_S
+    await steady.hold(a_hold("new", 450_000, at_s=monday + 9 * HOUR_S))
+    books.hold(a_hold("new", 450_000, at_s=monday + 9 * HOUR_S))
+    now[0] = monday + 12 * HOUR_S
+    dear = money_of(books.passes(ADA, Hints()), monday + 12 * HOUR_S)
+    assert steady.money(ADA, Hints(), monday + 12 * HOUR_S) == dear and dear.value > 2.0
+    await steady.close()
+    assert list(audit(path)) == []
 
 
 @pytest.mark.parametrize(

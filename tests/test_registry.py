@@ -196,7 +196,7 @@ def test_files_that_are_not_ours_are_refused_with_what_to_do(path: Path) -> None
     pepper.write_bytes(kept[:5])
     assert "backup" in refused(path)
     pepper.write_bytes(kept)
-    done(path, "PRAGMA user_version = 2")
+    done(path, "PRAGMA user_version = 99")
     assert "newer Tierwise" in refused(path)
     path.write_bytes(b"no database at all, but long enough to be looked at" * 100)
     assert "no sound registry" in refused(path)

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from scripts.reliability import books, crashes, disks, prices, report
+from scripts.reliability import books, crashes, disks, prices, report, upgrades
 from scripts.reliability.__main__ import arguments, play, runs
-from scripts.reliability.bars import Found, Run, Scale
+from scripts.reliability.bars import Check, Found, Relation, Run, Scale
 from tests.support.ledgers import NOON, a_hold, of, path_of
 from tests.support.simulator import simulate
 from tierwise.core.budget import Budget, Charge
@@ -36,6 +36,7 @@ FAST = {
     "bar9 D1 D2": disks.failing,
     "d5 D5": disks.flipped,
     "d6 D6": disks.second,
+    "c3 C3": upgrades.upgrades,
 }
 
 
@@ -64,10 +65,30 @@ def test_every_run_has_a_name_and_codes_of_its_own() -> None:
 
 
 def test_a_bar_that_is_missed_and_a_mutant_that_is_not_found_both_fail() -> None:
-    for met, caught, told in ((True, True, "met"), (False, True, "**not met**"), (True, False, "mutant missed")):
-        found = Found("3 of x", "1 | 2", met, "broken", caught)
+    within, over = Check("calls a request", 1.2, "≤", 1.2), Check("calls a request", 1.209, "≤", 1.2)
+    for checks, caught, told in (
+        ((within,), True, "met"),
+        ((within, over), True, "**not met** (calls a request: 1.209, must be ≤ 1.2)"),
+        ((within,), False, "mutant missed"),
+        ((), True, "**not met** ()"),  # what compares nothing meets nothing
+    ):
+        found = Found("3 of x", "1 | 2", checks, "broken", caught)
         row, good = play(Run("a", "B1", "what", "bar", lambda scale, found=found: found), Scale())
-        assert good == (met and caught) and row[6] == told and row[4] == "1 \\| 2"
+        assert good == (told == "met") and row[6] == told and row[4] == "1 \\| 2"
+
+
+@pytest.mark.parametrize(
+    ("relation", "below", "at", "above"),
+    [
+        ("=", False, True, False),
+        ("≤", True, True, False),
+        ("<", True, False, False),
+        ("≥", False, True, True),
+        (">", False, False, True),
+    ],
+)
+def test_a_figure_is_held_against_its_bar(relation: Relation, below: bool, at: bool, above: bool) -> None:
+    assert [Check("x", figure, relation, 2).holds for figure in (1.99, 2, 2.01)] == [below, at, above]
 
 
 def test_a_run_replaces_its_own_row_and_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

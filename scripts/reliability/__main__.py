@@ -16,9 +16,39 @@ from scripts.reliability.bars import Run, Scale
 
 
 def runs() -> tuple[Run, ...]:
-    from scripts.reliability import agents, books, crashes, disks, gateway, prices, streams, upstreams
+    from scripts.reliability import (
+        agents,
+        attacks,
+        books,
+        crashes,
+        disks,
+        gateway,
+        points,
+        prices,
+        readers,
+        restarts,
+        stops,
+        streams,
+        upgrades,
+        upstreams,
+    )
 
-    rooms = (books, prices, gateway, streams, upstreams, agents, crashes, disks)
+    rooms = (
+        books,
+        prices,
+        gateway,
+        streams,
+        readers,
+        restarts,
+        upstreams,
+        agents,
+        attacks,
+        crashes,
+        points,
+        disks,
+        stops,
+        upgrades,
+    )
     return tuple(run for room in rooms for run in room.RUNS)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import aiohttp
 
-from scripts.reliability.bars import Found, Run, Scale, count
+from scripts.reliability.bars import Check, Found, Run, Scale, count
 from scripts.reliability.gateway import KEYED
 from scripts.reliability.served import Child, gateway, session, waves
 from tests.support.callers import ANTHROPIC, OPENAI
@@ -25,14 +25,13 @@ TURNS = 2 * REPEATS + 6
 
 def most(number: int) -> int:
     """Requests of this loop that may reach a model: its first has nothing behind it, unless it never changes; of two in
-    turn each is repeated. The last turn may have asked for several at once, of which some are refused."""
-    first = 0 if number % 5 == 3 else _together(number)
-    return first + (2 * REPEATS if number % 5 == 1 else REPEATS)
+    turn each is repeated, and one of them may have been asked a whole turn more often than the other."""
+    first, together = 0 if number % 5 == 3 else _together(number), _together(number)
+    return first + (2 * REPEATS + together - 1 if number % 5 == 1 else REPEATS)
 
 
 def _together(number: int) -> int:
-    """Two calls in turn are asked one by one: asked three at a time they are no longer in turn."""
-    return TOGETHER if number % 4 >= 2 and number % 5 != 1 else 1
+    return TOGETHER if number % 4 >= 2 else 1
 
 
 def agents(scale: Scale) -> Found:
@@ -43,7 +42,10 @@ def agents(scale: Scale) -> Found:
         n=f"{looping} scripted loops (5 kinds, 2 dialects, many with parallel turns), {count(sessions)} honest "
         f"sessions, {count(asked)} requests",
         figure=f"{past} loops past their limit, {stopped} false stops ({stopped / max(sessions, 1):.2%})",
-        met=past == 0 and stopped <= sessions / 1_000,
+        checks=(
+            Check("loops past their limit", past, "=", 0),
+            Check("false stops, of one", stopped / max(sessions, 1), "≤", 0.001),
+        ),
         mutant=f"no loop detector: {unbound} of {min(looping, 10)} past",
         caught=unbound > 0,
     )

@@ -2,8 +2,19 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
+
+Relation = Literal["=", "≤", "<", "≥", ">"]
+_HOLDS: dict[Relation, Callable[[float, float], bool]] = {
+    "=": operator.eq,
+    "≤": operator.le,
+    "<": operator.lt,
+    "≥": operator.ge,
+    ">": operator.gt,
+}
 
 
 @dataclass(frozen=True)
@@ -18,15 +29,41 @@ class Scale:
 
 
 @dataclass(frozen=True)
+class Check:
+    """One figure against what it has to be."""
+
+    what: str
+    figure: float
+    relation: Relation
+    bound: float
+
+    @property
+    def holds(self) -> bool:
+        return _HOLDS[self.relation](self.figure, self.bound)
+
+    def __str__(self) -> str:
+        return f"{self.what}: {self.figure:g}, must be {self.relation} {self.bound:g}"
+
+
+@dataclass(frozen=True)
 class Found:
-    """`n`: how often, of what. `figure`: what was measured. `mutant`: what was broken on purpose and what came of it;
-    "" when the run has none, and `caught` says whether the run noticed."""
+    """`n`: how often, of what. `figure`: what was measured, in words. `checks`: what was measured, against the bar; a
+    run that compares nothing meets nothing. `mutant`: what was broken on purpose and what came of it; "" when the run
+    has none, and `caught` says whether the run noticed."""
 
     n: str
     figure: str
-    met: bool
+    checks: tuple[Check, ...]
     mutant: str = ""
     caught: bool = True
+
+    @property
+    def missed(self) -> tuple[Check, ...]:
+        return tuple(check for check in self.checks if not check.holds)
+
+    @property
+    def met(self) -> bool:
+        return bool(self.checks) and not self.missed
 
 
 @dataclass(frozen=True)

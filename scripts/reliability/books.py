@@ -13,7 +13,7 @@ from zoneinfo import ZoneInfo
 
 import msgspec
 
-from scripts.reliability.bars import Found, Run, Scale, count
+from scripts.reliability.bars import Check, Found, Run, Scale, count
 from tests.support.ledgers import LEDGERS, NEW_YEAR, MemoryLedgers, a_hold, path_of
 from tests.support.simulator import MUTANTS, ChecksOneLevel, MovesBack, SettlesTwice, simulate
 from tierwise.core.budget import Budget, Charge
@@ -42,7 +42,7 @@ def simulator(scale: Scale) -> Found:
     return Found(
         n=f"{count(seeds)} seeds, {count(events)} events, {count(commits)} commits, {count(crashes)} crashes",
         figure=f"{len(wrong)} violations" + (f" ({wrong[0]})" if wrong else ""),
-        met=not wrong,
+        checks=(Check("violations", len(wrong), "=", 0), Check("crashes", crashes, ">", 0)),
         mutant=told,
         caught=None not in caught.values(),
     )
@@ -63,7 +63,7 @@ def model(scale: Scale) -> Found:
     return Found(
         n=", ".join(f"{count(each * steps)} steps of the {name} ledger" for name, each in most.items()),
         figure=f"{len(wrong)} violations" + (f" ({wrong})" if wrong else ""),
-        met=not wrong,
+        checks=(Check("violations", len(wrong), "=", 0),),
         mutant=f"a hold asks one level only: {'found' if caught else 'missed'}",
         caught=bool(caught),
     )
@@ -110,7 +110,7 @@ def races(scale: Scale) -> Found:
     return Found(
         n=f"{count(holds)} holds × 3 closers, {count(ids)} ids × 10 retries",
         figure=f"{len(wrong)} closures too many or too few" + (f": {wrong[0]}" if wrong else ""),
-        met=not wrong,
+        checks=(Check("closures too many or too few", len(wrong), "=", 0),),
         mutant=f"a settlement posts twice: {caught[0] if caught else 'missed'}",
         caught=bool(caught),
     )
@@ -177,7 +177,7 @@ def first_comers(scale: Scale) -> Found:
     return Found(
         n=f"{count(sessions)} sessions × 64 racers",
         figure=f"{count(held)} admitted",
-        met=held == sessions,
+        checks=(Check("admitted", held, "=", sessions),),
         mutant=f"the budget is made after the first request: {count(mutant)} admitted",
         caught=mutant != sessions,
     )
@@ -205,7 +205,7 @@ def clocks(scale: Scale) -> Found:
     return Found(
         n=f"{len(points)} points: {len(zones)} zones × 5 turns × {len(JUMPS_S)} jumps of the clock",
         figure=f"{len(wrong)} resets too many or too few" + (f": {wrong[0]}" if wrong else ""),
-        met=not wrong,
+        checks=(Check("resets too many or too few", len(wrong), "=", 0),),
         mutant=f"a window moves back: {len(caught)} of {len(points)} points fail",
         caught=bool(caught),
     )
@@ -250,7 +250,7 @@ def rollover(scale: Scale) -> Found:
     return Found(
         n=f"{count(holds)} holds in flight over midnight",
         figure=f"{len(wrong)} faults" + (f": {wrong[0]}" if wrong else ", both days balance, the new one began at 0"),
-        met=not wrong,
+        checks=(Check("faults", len(wrong), "=", 0),),
         mutant=f"settled into the day of the settlement: {caught[0] if caught else 'missed'}",
         caught=bool(caught),
     )
@@ -281,7 +281,7 @@ def pinned(scale: Scale) -> Found:
     return Found(
         n=f"{count(holds)} calls in flight over a change, {count(entries)} entries",
         figure=f"{wrong} entries name another version",
-        met=not wrong and entries == 5 * holds,
+        checks=(Check("entries of another version", wrong, "=", 0), Check("entries", entries, "=", 5 * holds)),
         mutant=f"the version of the settlement is named: {count(caught)} entries wrong",
         caught=caught > 0,
     )

@@ -1,4 +1,5 @@
-"""A gateway in a process of its own, with the durable ledger. `python -m scripts.reliability.child CONFIG STATE`.
+"""A gateway in a process of its own, with the durable ledger. `python -m scripts.reliability.child CONFIG STATE
+[MODULE FUNCTION ARGUMENT ...]`: what is broken in it on purpose before it starts.
 
 It is what `serve` starts, and says on its first line where it listens. A ledger that does not outlive the process is
 replaced, so that these runs measure the durable one wherever the configuration stands.
@@ -6,7 +7,7 @@ replaced, so that these runs measure the durable one wherever the configuration 
 
 from __future__ import annotations
 
-import asyncio
+import importlib
 import json
 import logging
 import os
@@ -38,4 +39,9 @@ async def main(config: Path, state: Path) -> None:
 
 if __name__ == "__main__":
     logging.basicConfig(level=logging.WARNING)
-    asyncio.run(main(Path(sys.argv[1]), Path(sys.argv[2])))
+    if sys.argv[3:]:
+        module, function, *arguments = sys.argv[3:]
+        getattr(importlib.import_module(module), function)(*arguments)
+    import uvloop
+
+    uvloop.run(main(Path(sys.argv[1]), Path(sys.argv[2])))  # as `serve` does

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from scripts.reliability.bars import Found, Run, Scale, count
+from scripts.reliability.bars import Check, Found, Run, Scale, count
 from scripts.reliability.report import ROOT
 from scripts.reliability.served import faults
 from scripts.reliability.victim import LIMIT_NANO
@@ -41,6 +41,15 @@ class Tally:
     def acknowledged(self) -> int:
         return self.holds + self.settles + self.releases
 
+    def checks(self, faults: str) -> tuple[Check, ...]:
+        """`faults`: what they are called in this run."""
+        return (
+            Check("lost", self.lost, "=", 0),
+            Check("doubled", self.doubled, "=", 0),
+            Check(faults, len(self.faults), "=", 0),
+            Check("acknowledged", self.acknowledged, ">", 0),
+        )
+
 
 def kills(scale: Scale) -> Found:
     """Bars 3 and 5. After the last kill the clock is set ahead, and every hold has to come to its end."""
@@ -54,7 +63,12 @@ def kills(scale: Scale) -> Found:
         f"{count(tally.left_open)} holds in suspense, {count(resolved)} resolved after a day, {pending} n$ pending "
         "then; a start took at most "
         f"{tally.open_s:.2f} s" + (f"; {tally.faults[0]}" if tally.faults else ""),
-        met=tally.lost == tally.doubled == pending == 0 and not tally.faults and tally.acknowledged > 0,
+        checks=(
+            *tally.checks("audit faults"),
+            Check("acknowledged under the kills", tally.acknowledged, "≥", scale.of(100_000, 1)),
+            Check("n$ pending after a day", pending, "=", 0),
+            Check("holds in suspense that were not resolved", tally.left_open - resolved, "=", 0),
+        ),
         mutant=f"acknowledged before the commit: {count(mutant.lost)} of {count(mutant.acknowledged)} lost",
         caught=mutant.lost > 0,
     )

@@ -16,7 +16,7 @@ from unittest import mock
 import apsw
 import msgspec
 
-from scripts.reliability.bars import Found, Run, Scale, count
+from scripts.reliability.bars import Check, Found, Run, Scale, count
 from scripts.reliability.crashes import Tally, check, look_up
 from scripts.reliability.served import faults
 from scripts.reliability.victim import LIMIT_NANO, work
@@ -59,7 +59,7 @@ def power(scale: Scale) -> Found:
         "looked up",
         figure=f"{tally.lost} lost, {tally.doubled} doubled, {len(tally.faults)} unsound"
         + (f": {tally.faults[0]}" if tally.faults else ""),
-        met=tally.lost == tally.doubled == 0 and not tally.faults and tally.acknowledged > 0,
+        checks=tally.checks("unsound"),
         mutant=told,
         caught=all(each.lost + len(each.faults) > 0 for each in broken.values()),
     )
@@ -134,7 +134,11 @@ def failing(scale: Scale) -> Found:
         "acknowledged",
         figure=f"{tally.lost} lost, {tally.doubled} doubled, {len(tally.faults)} audit faults, back at most "
         f"{slowest:.2f} s after the disk" + (f": {tally.faults[0]}" if tally.faults else ""),
-        met=tally.lost == tally.doubled == 0 and not tally.faults and slowest <= 1.0 and failed > 0,
+        checks=(
+            *tally.checks("audit faults"),
+            Check("seconds until it is back", slowest, "≤", 1),
+            Check("faults of the disk", failed, ">", 0),
+        ),
         mutant=f"a commit that failed is acknowledged: {count(mutant.lost)} of {count(mutant.acknowledged)} lost",
         caught=mutant.lost > 0,
     )
@@ -206,7 +210,11 @@ def flipped(scale: Scale) -> Found:
     return Found(
         n=f"{count(flips)} bytes flipped, one at a time",
         figure=f"{count(refused)} refused at the start, {silent} with another balance and not a word",
-        met=silent == 0 and refused > 0 and not tampered,
+        checks=(
+            Check("with another balance and not a word", silent, "=", 0),
+            Check("refused", refused, ">", 0),
+            Check("changed by hand and believed", tampered, "=", 0),
+        ),
         mutant=f"no audit at the start: an account that was changed by hand is {'believed' if kept else 'refused'}",
         caught=kept,
     )
@@ -290,7 +298,7 @@ def second(scale: Scale) -> Found:
     return Found(
         n=f"{tries} starts on one file",
         figure=f"{won} opened it, {said} were told who holds it",
-        met=won == 1 and said == tries - 1,
+        checks=(Check("opened it", won, "=", 1), Check("were told who holds it", said, "=", tries - 1)),
         mutant=f"no lock: {len(opened) - won} more opened it",
         caught=len(opened) > won,
     )
@@ -302,7 +310,7 @@ def backups(scale: Scale) -> Found:
     return Found(
         n=f"{copies} backups under load, each audited",
         figure=f"{len(wrong)} faults" + (f": {wrong[0]}" if wrong else ""),
-        met=not wrong,
+        checks=(Check("faults", len(wrong), "=", 0),),
         mutant=f"the file is copied as it lies there: {torn} of {copies} unsound or behind",
         caught=torn > 0,
     )

@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from scripts.reliability.bars import Found, Run, Scale, count
+from scripts.reliability.bars import Check, Found, Run, Scale, count
 from scripts.reliability.served import SCOPES, Left, gateway, session, waves
 from tests.support.callers import OPENAI
 from tests.support.gateway import ADA, world
@@ -39,11 +39,14 @@ def exact(scale: Scale) -> Found:
         n=f"{count(requests)} requests, {width} at once, five levels that each fit {count(fits)}",
         figure=f"{count(answered)} answered, {count(refused)} refused, {count(calls)} upstream calls, "
         f"{left.over - left.overage} n$ from the limit, {len(left.faults)} audit faults",
-        met=answered == calls == fits
-        and refused == requests - fits
-        and left.over - left.overage == 0
-        and not left.faults
-        and left.open == 0,
+        checks=(
+            Check("answered", answered, "=", fits),
+            Check("refused", refused, "=", requests - fits),
+            Check("upstream calls", calls, "=", fits),
+            Check("n$ from the limit", left.over - left.overage, "=", 0),
+            Check("audit faults", len(left.faults), "=", 0),
+            Check("open holds", left.open, "=", 0),
+        ),
         mutant=f"check, then act: {count(mutant)} admitted where {count(fits)} fit",
         caught=mutant > fits,
     )
@@ -116,7 +119,11 @@ def overage(scale: Scale) -> Found:
     return Found(
         n=f"{count(rounds)} budgets, one over-report each, 5 requests after it",
         figure=f"{posted} of {rounds} posted in full, {later} admitted afterwards" + (f"; {wrong[0]}" if wrong else ""),
-        met=posted == rounds and later == 0 and not wrong,
+        checks=(
+            Check("posted in full", posted, "=", rounds),
+            Check("admitted afterwards", later, "=", 0),
+            Check("faults", len(wrong), "=", 0),
+        ),
         mutant=f"a cost is capped at its hold: {capped} admitted afterwards",
         caught=capped > 0,
     )
@@ -168,7 +175,7 @@ def routes(scale: Scale) -> Found:
     return Found(
         n=f"{len(statuses)} requests at 3 doors, plain and streaming, with a key whose budget is spent",
         figure=f"{len(statuses) - len(passed)} refused, {calls} upstream calls",
-        met=not passed and calls == 0,
+        checks=(Check("let through", len(passed), "=", 0), Check("upstream calls", calls, "=", 0)),
         mutant=f"the same doors with a key that no budget binds: {open_doors} calls",
         caught=open_doors > 0,
     )

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from fractions import Fraction
 from typing import Any
 
-from scripts.reliability.bars import Found, Run, Scale, count
+from scripts.reliability.bars import Check, Found, Run, Scale, count
 from tierwise.core.money import BUCKETS, TOKENS_PER_PRICE, Price, PriceRow, Rates, Service, Usage, cost_nano
 
 Cost = Callable[[Usage, Rates], int]
@@ -28,7 +28,11 @@ def rounding(scale: Scale) -> Found:
     return Found(
         n=f"{count(tries)} random usages and prices",
         figure=f"{under} under, {over} by 1 n$ or more over; largest error {float(most):.6f} n$",
-        met=under == over == 0,
+        checks=(
+            Check("under", under, "=", 0),
+            Check("over by 1 n$ or more", over, "=", 0),
+            Check("n$ of the largest error", float(most), "<", 1),
+        ),
         mutant=f"rounded to the nearest: {count(caught)} of {count(min(tries, 3_000))} under",
         caught=caught > 0,
     )
@@ -72,7 +76,7 @@ def tiers(scale: Scale) -> Found:
     return Found(
         n=f"{count(tries)} calls at prices with up to 5 rows (service, long prompt, day, time of day)",
         figure=f"{wrong} billed above their hold",
-        met=wrong == 0,
+        checks=(Check("billed above their hold", wrong, "=", 0),),
         mutant=f"held at the row of the moment: {count(caught)} billed above",
         caught=caught > 0,
     )

@@ -17,7 +17,8 @@ HEAD = ("run", "codes", "what was done", "n", "figure", "bar", "", "mutant", "se
 
 
 def row(run: Run, scale: Scale, found: Found, seconds: float) -> list[str]:
-    met = "met" if found.met and found.caught else "mutant missed" if found.met else "**not met**"
+    missed = "; ".join(str(check) for check in found.missed)
+    met = "met" if found.met and found.caught else "mutant missed" if found.met else f"**not met** ({missed})"
     form = "full" if scale.full else "fast"
     measured = f"{commit()}, seed {scale.seed}, {form}, {time.strftime('%Y-%m-%d', time.gmtime())}"
     cells = [run.name, run.codes, run.what, found.n, found.figure, run.bar, met, found.mutant or "–"]

@@ -46,8 +46,14 @@ class Child:
         fields = Path(f"/proc/{self.pid}/stat").read_text().rsplit(")", 1)[1].split()
         return sum(int(ticks) for ticks in fields[11:13]) / os.sysconf("SC_CLK_TCK")
 
+    def resident_kib(self) -> int:
+        """Memory that it has now."""
+        lines = Path(f"/proc/{self.pid}/status").read_text().splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS:"))
 
-async def start(folder: Path, config: Mapping[str, Any]) -> Child:
+
+async def start(folder: Path, config: Mapping[str, Any], *more: str) -> Child:
+    """`more`: what is broken in it on purpose, as `child` says."""
     state, log = folder / "state", folder / "log"
     state.mkdir(parents=True, exist_ok=True)
     path = folder / "tierwise.yaml"
@@ -56,7 +62,7 @@ async def start(folder: Path, config: Mapping[str, Any]) -> Child:
     environ = kept | ENVIRON | {"PYTHONPATH": f"{ROOT / 'src'}{os.pathsep}{ROOT}"}
     with log.open("ab") as out:
         process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "scripts.reliability.child", str(path), str(state),
+            sys.executable, "-m", "scripts.reliability.child", str(path), str(state), *more,
             cwd=folder, env=environ, stdout=asyncio.subprocess.PIPE, stderr=out,
         )  # fmt: skip
     assert process.stdout is not None
@@ -68,9 +74,9 @@ async def start(folder: Path, config: Mapping[str, Any]) -> Child:
 
 
 @contextlib.asynccontextmanager
-async def gateway(folder: Path, config: Mapping[str, Any]) -> AsyncIterator[Child]:
+async def gateway(folder: Path, config: Mapping[str, Any], *more: str) -> AsyncIterator[Child]:
     """Ended with SIGTERM, so its ledger is drained and closed."""
-    child = await start(folder, config)
+    child = await start(folder, config, *more)
     try:
         yield child
         await child.end()

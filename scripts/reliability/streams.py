@@ -1,4 +1,4 @@
-"""Runs in which somebody leaves: clients at any byte, and the gateway itself under SIGTERM. And how soon it is back."""
+"""Runs in which somebody leaves: clients at any byte, and the gateway itself under SIGTERM."""
 
 from __future__ import annotations
 
@@ -10,17 +10,16 @@ import signal
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
 
-from scripts.reliability.bars import Found, Run, Scale, count
+from scripts.reliability.bars import Check, Found, Run, Scale, count
 from scripts.reliability.gateway import HEADERS, KEYED, levels
-from scripts.reliability.served import Left, gateway, session, start, waves
+from scripts.reliability.served import Left, gateway, session, waves
 from tests.support.callers import OPENAI
 from tests.support.gateway import world
 from tests.support.ledgers import NEW_YEAR, a_hold, path_of
 from tests.support.replies import openai_events
-from tests.support.upstream import Exchange, FakeUpstream, openai_stream
-from tierwise.core.budget import Budget, Charge
+from tests.support.upstream import Exchange, FakeUpstream
+from tierwise.core.budget import Charge
 from tierwise.stores.memory import MemoryLedger
 
 LONG = {"idle_ms": 600_000, "total_ms": 600_000, "first_token_ms": 600_000}
@@ -89,7 +88,14 @@ def disconnects(scale: Scale) -> Found:
         figure=f"{count(settled)} settled, {count(released)} released, {left.open} open, {left.unpaid} charged "
         f"nothing; upstream closed p99 {p99 * 1e3:,.0f} ms, {calls - len(waits)} never; {len(left.faults)} audit "
         "faults",
-        met=settled == calls == len(waits) and left.open == left.unpaid == 0 and p99 <= 1.0 and not left.faults,
+        checks=(
+            Check("settled", settled, "=", calls),
+            Check("never closed upstream", calls - len(waits), "=", 0),
+            Check("open", left.open, "=", 0),
+            Check("charged nothing", left.unpaid, "=", 0),
+            Check("seconds until upstream is closed, p99", p99, "≤", 1),
+            Check("audit faults", len(left.faults), "=", 0),
+        ),
         mutant=f"settled in a `finally` that waits: {lost} of 200 holds stay open",
         caught=lost > 0,
     )
@@ -143,12 +149,15 @@ def stopped(scale: Scale) -> Found:
         n=f"{streams} streams under way, {hung} of them never end; a drain of {drain_s} s",
         figure=f"{ended} ended properly, {cut} cut with their reason, exit code {code} after {took:.1f} s, "
         f"{left.open} unsettled, {left.unpaid} charged nothing, {len(left.faults)} audit faults",
-        met=ended == streams - hung
-        and cut == hung
-        and code == 0
-        and took <= 30
-        and left.open == left.unpaid == 0
-        and not left.faults,
+        checks=(
+            Check("ended properly", ended, "=", streams - hung),
+            Check("cut with their reason", cut, "=", hung),
+            Check("exit code", code, "=", 0),
+            Check("seconds", took, "≤", 30),
+            Check("unsettled", left.open, "=", 0),
+            Check("charged nothing", left.unpaid, "=", 0),
+            Check("audit faults", len(left.faults), "=", 0),
+        ),
         mutant=f"SIGKILL instead of a drain: {killed.open} unsettled",
         caught=killed.open > 0,
     )
@@ -201,56 +210,6 @@ async def _stopped(streams: int, drain_s: float, number: int) -> tuple[int, int,
             return ended, cut, code, took, Left(Path(name) / "state")
 
 
-# ------------------------------------------------------------------------------------------------ starting
-
-
-def restart(scale: Scale) -> Found:
-    """C6, bar 22: a ledger of many rows, as its own writer wrote them; then a gateway is started on it."""
-    closed, opened = scale.of(1_000_000, 2_000), scale.of(100_000, 200)
-    ready_s, cpu_s, size, in_suspense = asyncio.run(_started(closed, opened))
-    return Found(
-        n=f"{count(closed)} closed and {count(opened)} open holds, a file of {size / 1e6:,.0f} MB",
-        figure=f"ready after {ready_s:.1f} s ({cpu_s:.1f} s of CPU), {count(in_suspense)} holds in suspense",
-        met=ready_s <= 5.0 and in_suspense == opened,
-    )
-
-
-async def _started(closed: int, opened: int) -> tuple[float, float, int, int]:
-    import apsw
-
-    with tempfile.TemporaryDirectory(prefix="tierwise-c6-") as name:
-        state = Path(name) / "state"
-        await fill(state / "ledger.sqlite", closed, opened)
-        size = (state / "ledger.sqlite").stat().st_size
-        async with FakeUpstream(openai_stream()) as one:
-            budgets = [{"scope": "organisation", "limit_usd": 10**6, "window": "lifetime"}]
-            began = time.monotonic()
-            child = await start(Path(name), {**world(one), "keys": KEYED, "budgets": budgets})
-            async with session() as http, http.get(child.url + "/readyz") as reply:
-                assert reply.status == 200, await reply.text()
-            ready_s, cpu_s = time.monotonic() - began, child.cpu_s()
-            await child.end()
-        connection = apsw.Connection(str(state / "ledger.sqlite"), flags=apsw.SQLITE_OPEN_READONLY)
-        found: Any = connection.execute("SELECT count(*) FROM hold WHERE state = 'suspense' AND closed_s = 0").get
-        connection.close()
-        return ready_s, cpu_s, size, int(found)
-
-
-async def fill(path: Path, closed: int, opened: int, batch: int = 5_000) -> None:
-    """Through the ledger's own books and writer, in large commits."""
-    from tierwise.stores.ledger.sqlite import SqliteLedger
-
-    ledger = SqliteLedger(path, (Budget(scope="organisation", limit_nano=10**15),))
-    now_s = int(time.time())
-    for start_at in range(0, closed + opened, batch):
-        for number in range(start_at, min(start_at + batch, closed + opened)):
-            assert ledger.books.hold(a_hold(f"h{number:09}", 100, at_s=now_s, least_nano=10)) is None
-            if number >= opened:
-                ledger.books.settle(f"h{number:09}", Charge(cost_nano=90), now_s)
-        await ledger.drain()
-    await ledger.close()
-
-
 RUNS = (
     Run(
         "bar6",
@@ -260,5 +219,4 @@ RUNS = (
         disconnects,
     ),
     Run("bar22", "22, C4", "SIGTERM with streams under way", "0 unsettled, ≤ 30 s, exit 0", stopped),
-    Run("c6", "22, C6", "a start on a ledger of many rows", "ready ≤ 5 s", restart),
 )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import json
 import socket
 import zlib
@@ -222,14 +223,22 @@ def huge_header(size: int = 2**20) -> Step:
     """U8."""
 
     async def step(x: Exchange) -> None:
-        await x.reply(b"{}", headers=[("X-Huge", "a" * size)])
+        await x.raw(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 2\r\nX-Huge: ")
+        for _ in range(0, size, 65_536):
+            await x.raw(b"a" * min(size, 65_536))
+        await x.raw(b"\r\n\r\n{}")
 
     return step
 
 
 def huge_line(size: int = 2 * 2**20) -> Step:
     """S10: one SSE line of that many bytes, then a proper end."""
-    return sse([b'data: {"text":"', *[b"a" * 65_536] * (size // 65_536), b'"}\n\n'])
+
+    async def step(x: Exchange) -> None:
+        line = itertools.chain([b'data: {"text":"'], itertools.repeat(b"a" * 65_536, size // 65_536), [b'"}\n\n'])
+        await sse(line)(x)  # a new one for each request
+
+    return step
 
 
 def slow_interim(count: int = 1_000) -> Step:

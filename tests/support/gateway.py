@@ -205,6 +205,7 @@ class Gateway:
         if kind is None:  # what the test itself found comes first
             self.audit(journal + metrics)
             told = sum(record.outcome.cost_nano or 0 for record in records)
+            told += sum(event.cost_nano or 0 for record in records for event in record.shadows)
             assert told == self.ledger.cost_nano, "the journal and the ledger must tell of the same money"
 
     async def settled(self) -> None:

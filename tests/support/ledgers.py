@@ -75,3 +75,13 @@ def of(ledger: Any, payer: Payer = ADA, hints: Hints | None = None) -> list[tupl
 def path_of(limit: int) -> tuple[Budget, ...]:
     """Five levels, each with room for `limit`."""
     return tuple(Budget(scope=s, limit_nano=limit) for s in ("session", "workflow", "user", "team", "organisation"))
+
+
+class Clock:
+    """Stands still until it is set."""
+
+    def __init__(self, at_s: int = NOON) -> None:
+        self.at_s = at_s
+
+    def __call__(self) -> float:
+        return float(self.at_s)

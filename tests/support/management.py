@@ -5,28 +5,33 @@ lets the attacker use the admin API at random, with every secret that it comes b
 nothing of the rules in `core.keys` looks at what the secrets can do, and at what was not the attacker's to touch.
 
     found = await violations(tmp_path, range(200))     # [] when nobody escalated
+
+MUTANTS are the rules with one of them broken; each is found by programs [1968, *range(200)].
 """
 
 from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import msgspec
+import pytest
 import yaml
 
 from tests.support.gateway import ENVIRON, world
 from tierwise.config import Setup, load, open_app
 from tierwise.config.runtime import Runtime
+from tierwise.core import keys as rule
 from tierwise.core.budget import Budget
 from tierwise.core.eligible import selected
 from tierwise.core.errors import RequestError
 from tierwise.core.keys import ROUTES, Book, Grant, key_budgets
 from tierwise.server.app import App
 from tierwise.server.auth import Identity
+from tierwise.server.desk import Desk
 from tierwise.server.http import CALLER, Caller
 from tierwise.stores.ledger.accounts import Line
 from tierwise.stores.registry import SqliteRegistry
@@ -325,3 +330,54 @@ def below(budget: Budget, boss: Grant) -> bool:
 
 def _line(grant: Grant) -> tuple[str, ...]:
     return (grant.name, *grant.payer.within)
+
+
+# ------------------------------------------------------------------------------------------------ mutants
+
+
+def without(*starts: str) -> Callable[[pytest.MonkeyPatch], None]:
+    """A rule that forgets the sentences that begin so."""
+    whole = rule.wider
+
+    def mutate(patch: pytest.MonkeyPatch) -> None:
+        patch.setattr(rule, "wider", lambda *given: [each for each in whole(*given) if not each.startswith(starts)])
+
+    return mutate
+
+
+def nothing_hidden(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(rule, "visible", lambda *_: True)
+
+
+def every_budget(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(rule, "governs", lambda *_: "")
+
+
+def no_owner_needed(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Desk, "_must_own", lambda self: None)
+
+
+def all_are_owners(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Grant, "owner", property(lambda self: self.admin))
+
+
+def no_line_of_descent(patch: pytest.MonkeyPatch) -> None:
+    """Keys draw on their own limits alone, as everybody else's gateway has it."""
+    without("it was not made")(patch)
+    made = Desk._grant
+    patch.setattr(Desk, "_grant", lambda self, body, within: made(self, body, ()))
+
+
+def kin_forgotten(patch: pytest.MonkeyPatch) -> None:
+    """A key asks only for itself whether a budget is its own to set, and not for who made it; and whoever belongs to
+    nobody may name whom it likes."""
+    beyond = rule._beyond
+    patch.setattr(Desk, "_barred", lambda self, budget: rule.governs(self.grantor, budget) if self.grantor else "")
+    patch.setattr(rule, "_beyond", lambda *given: [each for each in beyond(*given) if "has none" not in each])
+
+
+MUTANTS = [
+    without("allow"), without("policies"), without("routes"), without("expires"), without("tags"),
+    without("organisation", "team", "user"), nothing_hidden, every_budget, no_owner_needed, all_are_owners,
+    no_line_of_descent, kin_forgotten,
+]  # fmt: skip

@@ -414,7 +414,7 @@ class ChecksOneLevel(Books):
 class ForgetsHolds(Books):
     """A restart that begins with no open holds."""
 
-    def restore(self, rows: list[HoldRow], prepaid: list[tuple[str, str]]) -> None:
+    def restore(self, rows: list[HoldRow], prepaid: list[tuple[str, str]], *others: Any) -> None:
         super().restore([], prepaid)
 
 

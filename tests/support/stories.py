@@ -79,6 +79,10 @@ ACCEPTS = st.builds(
     at_least=SHARE,
 ).filter(lambda accept: accept != Accept() and (accept.confidence or accept.agreement or accept.check or accept.grader))
 
+EXPLORATIONS = st.builds(Exploration, rate=SHARE, among=SEVERAL, shadow=st.booleans(), grader=st.none() | NAMES).filter(
+    lambda each: each.shadow or each.grader is None
+)
+
 
 def _leaf() -> st.SearchStrategy[Plan]:
     return st.builds(Use, SEVERAL) | st.builds(Best, SEVERAL, floor=SHARE)
@@ -96,7 +100,7 @@ def _plan(below: tuple[str, ...]) -> st.SearchStrategy[Plan]:
         st.builds(Rules, st.lists(st.builds(Rule, when=WHENS, then=then), min_size=1, max_size=3).map(tuple), then),
         st.builds(AskFirst, question, then),
         st.builds(Cascade, st.lists(then, min_size=2, max_size=3).map(tuple), ACCEPTS, st.booleans()),
-        st.builds(Explore, st.builds(Exploration, rate=SHARE, among=SEVERAL), then),
+        st.builds(Explore, EXPLORATIONS, then),
     )
 
 
@@ -130,7 +134,7 @@ def episodes(draw: st.DrawFn, snapshot: Snapshot) -> Episode:
         hints=draw(HINTS),
         money=Lambda(value=draw(st.floats(1, 50)), left_nano=draw(st.none() | st.integers(0, 10**9))),
         latency=draw(st.sampled_from(("interactive", "background", "batch"))),
-        criticality=draw(st.sampled_from(("user", "internal"))),
+        criticality=draw(st.sampled_from(("user", "internal", "critical"))),
         pinned=draw(st.sampled_from(("", "", "", *IDS))),
         resting=tuple((model, 1_000) for model in resting),
     )

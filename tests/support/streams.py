@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 from dataclasses import dataclass, field
@@ -85,7 +86,8 @@ def hear_openai(stream: bytes) -> Heard:
             heard.usage = chunk["usage"]
             heard.usages += 1
         for choice in chunk["choices"]:
-            delta = choice["delta"]
+            delta = choice.get("delta") or {}
+            heard.text += delta.get("refusal") or ""
             if isinstance(delta.get("content"), str):
                 heard.text += delta["content"]
             for part in delta["content"] if isinstance(delta.get("content"), list) else []:
@@ -93,7 +95,7 @@ def hear_openai(stream: bytes) -> Heard:
                 heard.thinking += "".join(one["text"] for one in part.get("thinking", ()))
             heard.thinking += delta.get("reasoning_content") or delta.get("reasoning") or ""
             for call in delta.get("tool_calls") or ():
-                known = calls.setdefault(call["index"], ["", "", ""])
+                known = calls.setdefault(call.get("index", 0), ["", "", ""])
                 known[0] = call.get("id") or known[0]
                 known[1] = call["function"].get("name") or known[1]
                 known[2] += call["function"].get("arguments") or ""
@@ -124,7 +126,7 @@ def hear_anthropic(stream: bytes) -> Heard:
                 kind, key = delta["type"], delta["type"].removesuffix("_delta")
                 if kind == "input_json_delta":
                     blocks[index]["json"] += delta["partial_json"]
-                else:
+                elif kind != "citations_delta":
                     blocks[index][key] = blocks[index].get(key, "") + delta[key]
             case {"type": "content_block_stop", "index": index}:
                 assert index == opened
@@ -142,15 +144,23 @@ def hear_anthropic(stream: bytes) -> Heard:
         heard.thinking += block.get("thinking", "")
         heard.signature += block.get("signature", "")
         if block["type"] == "tool_use":
-            heard.calls.append((block["id"], block["name"], block["json"] or "{}"))
+            whole = json.dumps(block["input"], separators=(",", ":"))
+            heard.calls.append((block["id"], block["name"], block["json"] or whole))
     return heard
 
 
 CALLERS = ("openai_chat", "anthropic")
 
 
+@functools.cache
+def _usual(caller: str) -> Request:
+    return chat() if caller == "openai_chat" else message()
+
+
 def begin(caller: str, provider: str, **fields: Any) -> wire.Relay:
-    request = chat(**fields) if caller == "openai_chat" else message(**fields)
+    request = _usual(caller)
+    if fields:
+        request = chat(**fields) if caller == "openai_chat" else message(**fields)
     return wire.relay(request, provider, bill, strip_logprobs=False)
 
 

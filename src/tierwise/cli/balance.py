@@ -19,6 +19,8 @@ import typer
 
 from tierwise.cli.common import clean
 from tierwise.core.errors import RequestError, TierwiseError
+from tierwise.core.money import usd_text
+from tierwise.core.words import counted
 
 if TYPE_CHECKING:
     from http.client import HTTPConnection, HTTPResponse
@@ -225,7 +227,11 @@ def _lines(told: Json, name: str) -> Iterator[str]:
     causes = ", ".join(f"{clean(each['budget'])} {each['price_of_money']:g}" for each in told.get("causes", ()))
     yield f"Balances at {name}  {at}"
     yield f"Price of money {money:g}" + (f", from {causes}" if causes else "")
-    if not told["balances"]:
+    further = [clean(name) for name in told.get("not_shown", ())]
+    if further:
+        whose, options = (" and ".join(each) for each in ([f"{n}s" for n in further], [f"--{n}" for n in further]))
+        yield f"{whose.capitalize()} have limits of their own: see {options}"
+    elif not told["balances"]:
         yield from ("", "There is no budget and no credit above this key: nothing limits what it spends.")
     for each in told["balances"]:
         yield from ("", *_budget(each, at))
@@ -241,23 +247,17 @@ def _budget(each: Json, at: str) -> Iterator[str]:
         full = min(max(round(share * BAR), 0), BAR)
         yield f"  {'█' * full}{'░' * (BAR - full)} {share:4.0%} left{_resets(each, at)}"
     names = ("left", "spent", "held", "limit")
-    yield "  " + "  ".join(f"{n} {dollars(each[f'{n}_nano'])}" for n in names if each[f"{n}_nano"] is not None)
+    amounts = [f"{name} {usd_text(nano)}" for name in names if (nano := each[f"{name}_nano"]) is not None]
+    yield f"  {'  '.join(amounts)} USD"
     counts = [
-        f"{each[name]['used']:,} of {each[name]['limit']:,} {words}"
-        for name, words in (("steps", "steps"), ("calls", "calls"), ("tokens", "tokens"), ("parallel", "at once"))
+        f"{each[name]['used']:,} of {counted(each[name]['limit'], noun)}{' at once' * (name == 'parallel')}"
+        for name, noun in (("steps", "step"), ("calls", "call"), ("tokens", "token"), ("parallel", "call"))
         if each[name]["limit"] is not None
     ]
     if each["price_of_money"] > 1:
         counts.append(f"price of money {each['price_of_money']:g}")
     if counts:
         yield "  " + " · ".join(counts)
-
-
-def dollars(nano: int) -> str:
-    """To a millionth, as far as the number leaves room for it; what is left of a budget is never rounded to nothing."""
-    if nano and abs(nano) < 1_000:
-        return f"${nano / 1e9:.9f}".rstrip("0")
-    return f"${nano / 1e9:,.6f}" if abs(nano) < 10**14 else f"${nano / 1e9:,.2f}"
 
 
 def _resets(each: Json, at: str) -> str:

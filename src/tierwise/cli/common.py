@@ -43,12 +43,6 @@ def load_setup(path: Path | None, **overrides: Any) -> Setup:
     return asyncio.run(load(path, os.environ, **overrides))
 
 
-def usd(nano: int | None) -> str:
-    from tierwise.core.money import usd_text
-
-    return "unknown" if nano is None else usd_text(nano)
-
-
 def show_table(table: Any) -> None:
     from rich.console import Console
 

@@ -1,6 +1,6 @@
 """`tierwise ledger audit | reconcile | export | backup`: what a person asks of the ledger's file in the state folder.
 
-Only `reconcile --post` writes, and only while no gateway does.
+None writes it: what `reconcile --post` posts is left for the gateway, which does so at once or when it starts.
 """
 
 from __future__ import annotations
@@ -78,9 +78,7 @@ def reconcile(
     file: Annotated[Path, typer.Argument(help="The provider's usage or cost export, JSON or CSV.")],
     provider: Annotated[str, typer.Option(help="Its name in the configuration: what its models begin with.")],
     period: Annotated[str, typer.Option(help="A month or a day (UTC): 2026-11, or 2026-11-03.")],
-    post: Annotated[
-        bool, typer.Option("--post", help="Write what differs into the ledger, as variance entries.")
-    ] = False,
+    post: Annotated[bool, typer.Option("--post", help="Have the gateway write what differs into the ledger.")] = False,
     state: StateOption = None,
     config: ConfigOption = None,
     json: JsonOption = False,
@@ -144,7 +142,7 @@ def _show(found: dict[str, Any]) -> None:
 
     has_money = found["total"]["theirs_nano"] is not None
     table = Table(box=None, header_style="bold")
-    columns = ("ours $", "theirs $", "difference $", "share") if has_money else ("our tokens", "their tokens")
+    columns = ("ours USD", "theirs USD", "difference USD", "share") if has_money else ("our tokens", "their tokens")
     for name in ("day", "model", *columns):
         table.add_column(name, justify="left" if name in ("day", "model") else "right", overflow="fold")
     for row in found["rows"]:
@@ -171,6 +169,8 @@ def _tokens(row: dict[str, Any]) -> list[str]:
 
 
 def _remarks(found: dict[str, Any], has_money: bool) -> list[str]:
+    from tierwise.core.words import counted
+
     lines = [""]
     if not found["rows"]:
         lines.append("Neither the bill nor the ledger has anything of this provider in this period.")
@@ -179,15 +179,32 @@ def _remarks(found: dict[str, Any], has_money: bool) -> list[str]:
     if found["missing_days"]:
         lines.append(f"The bill says nothing of {', '.join(found['missing_days'])}, when calls were made.")
     if found["lines_outside_the_period"]:
-        lines.append(f"{found['lines_outside_the_period']} lines of the bill are of another period.")
+        lines.append(f"Of another period: {counted(found['lines_outside_the_period'], 'line')} of the bill.")
     if found["open_calls"]:
-        lines.append(f"{found['open_calls']} calls of this period are not settled yet.")
+        lines.append(f"Not settled yet: {counted(found['open_calls'], 'call')} of this period.")
     if not has_money and found["rows"]:
         lines.append("The bill tells tokens and no money; only costs can be posted.")
     elif "posted" in found:
-        lines.append(f"Posted {found['posted']} variance entries to variance/{found['provider']}.")
+        lines += _posted(found)
     elif found["variances"]:
-        lines.append(f"{found['variances']} differ; --post writes them into the ledger as variance entries.")
+        lines.append(f"{counted(found['variances'], 'difference')}; --post writes what differs into the ledger.")
     elif found["rows"]:
         lines.append("The bill and the ledger agree to the nano-dollar.")
+    if found["waiting"] and "posted" not in found:
+        lines.append(f"Posted before, and waiting for the gateway: {counted(found['waiting'], 'variance entry')}.")
+    return lines
+
+
+def _posted(found: dict[str, Any]) -> list[str]:
+    """What became of a posting, which the gateway carries out."""
+    from tierwise.core.words import counted
+
+    account, waiting = f"variance/{found['provider']}", found["waiting"]
+    written = max(found["posted"] - waiting, 0)
+    lines = []
+    if written or not waiting:
+        lines.append(f"Posted {counted(written, 'variance entry')} to {account}.")
+    if waiting:
+        lines.append(f"Noted for {account}, and not written yet: {counted(waiting, 'variance entry')}.")
+        lines.append("The gateway does that when it starts; one that runs, as soon as its ledger can be written.")
     return lines

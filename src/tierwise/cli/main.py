@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tierwise.cli import balance, ledger, money
+from tierwise.cli import balance, evaluate, fit, learned, ledger, money, study
 from tierwise.cli.common import (
     NO,
     WRONG,
@@ -29,7 +29,6 @@ from tierwise.cli.common import (
     show_table,
     state_folder,
     stop,
-    usd,
 )
 
 if TYPE_CHECKING:
@@ -48,6 +47,10 @@ app = typer.Typer(
 app.command("balance")(balance.balance)
 app.add_typer(ledger.app, name="ledger")
 money.add_to(app)
+learned.add_to(app)
+study.add_to(app)
+app.command("fit")(fit.fit)
+evaluate.add_to(app)
 config_app = typer.Typer(help="Check a configuration file, or print its schema.", no_args_is_help=True)
 app.add_typer(config_app, name="config")
 
@@ -107,7 +110,7 @@ def route(
     model: Annotated[str, typer.Option(help="auto, auto:economy, a tier, provider/model, ...")] = "auto",
     system: Annotated[str, typer.Option(help="A system prompt.")] = "",
     max_tokens: Annotated[int | None, typer.Option(help="The reply's ceiling.")] = None,
-    criticality: Annotated[str | None, typer.Option(help="user or internal.")] = None,
+    criticality: Annotated[str | None, typer.Option(help="user, internal or critical.")] = None,
     latency: Annotated[str | None, typer.Option(help="interactive, background or batch.")] = None,
     json: JsonOption = False,
 ) -> None:
@@ -165,8 +168,8 @@ def models(config: ConfigOption = None, json: JsonOption = False) -> None:
     from rich.table import Table
 
     table = Table(box=None, header_style="bold")
-    for name in ("model", "tier", "input $/M", "output $/M", "context", "abilities"):
-        figures = "$" in name or name == "context"
+    for name in ("model", "tier", "input USD/M", "output USD/M", "context", "abilities"):
+        figures = "USD" in name or name == "context"
         table.add_column(name, justify="right" if figures else "left", no_wrap=name != "abilities", overflow="fold")
     for row in rows:
         table.add_row(
@@ -189,6 +192,7 @@ def check(
 ) -> None:
     """Read a configuration as `serve` would. Exit code 2 with every problem when it cannot be used."""
     from tierwise.core.errors import ConfigError
+    from tierwise.core.words import counted
 
     path = config_path(config)
     try:
@@ -213,7 +217,8 @@ def check(
     if json:
         show(good, True)
     else:
-        show(f"{setup.source}: good ({good['models']} models, snapshot {setup.snapshot.hash})")
+        models = counted(len(setup.snapshot.catalogue.models), "model")
+        show(f"{setup.source}: good ({models}, snapshot {setup.snapshot.hash})")
         for note in setup.notes:
             show(f"  {note}")
 
@@ -278,14 +283,20 @@ async def _past(open_journal: Callable[[Path], Any], folder: Path, decision_id: 
 
 def _ending(record: Record) -> Iterator[str]:
     """How a request of the past ended, line by line."""
+    from tierwise.core.money import dollars
+    from tierwise.core.words import counted
+
     outcome = record.outcome
     code = f" ({outcome.code})" if outcome.code else ""
-    attempts = f"{outcome.attempts} attempt{'' if outcome.attempts == 1 else 's'}"
+    attempts = counted(outcome.attempts, "attempt")
     yield ""
     yield f"Ended: {outcome.status}{code} after {outcome.latency_ms} ms, {attempts}"
     names = (("routed to", outcome.routed), ("served by", outcome.served), ("billed as", outcome.billed))
     yield f"Asked for {record.episode.requested}" + "".join(f", {what} {name}" for what, name in names if name)
-    yield f"Cost {usd(outcome.cost_nano)} USD, baseline {usd(outcome.baseline_nano)} USD"
+    cost, baseline = (
+        "unknown" if nano is None else dollars(nano) for nano in (outcome.cost_nano, outcome.baseline_nano)
+    )
+    yield f"Cost {cost}, baseline {baseline}"
 
 
 def _model_row(setup: Setup, id: str) -> dict[str, Any]:
@@ -313,13 +324,15 @@ def _show(found: Explanation) -> None:
     """For a person: what and why, the candidates in figures, then in words, and what would have changed it."""
     from rich.table import Table
 
+    from tierwise.core.words import figure
+
     say(found.sentence)
     show("")
     for reason in found.reasons:
         say(reason, "  ")
     table = Table(box=None, header_style="bold")
-    for name in ("", "model", "quality", "cost $", "seconds", "price $"):
-        figures = "$" in name or name in ("quality", "seconds")
+    for name in ("", "model", "quality", "cost USD", "seconds", "price USD"):
+        figures = "USD" in name or name in ("quality", "seconds")
         table.add_column(name, justify="right" if figures else "left", no_wrap=name != "abilities", overflow="fold")
     why: dict[str, list[str]] = {}
     for each in found.candidates:
@@ -343,7 +356,7 @@ def _show(found: Explanation) -> None:
     if found.flips:
         show("\nWhat alone would have changed it:")
     for flip in found.flips[:3]:
-        say(f"{flip.what} {flip.would_be} instead of {flip.was}: {flip.model or 'refused'}", "  ")
+        say(f"{flip.what} {figure(flip.would_be)} instead of {figure(flip.was)}: {flip.model or 'refused'}", "  ")
 
 
 def _rounded(usd: str | None) -> str:

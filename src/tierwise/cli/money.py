@@ -35,6 +35,8 @@ key_app = typer.Typer(help="Make, list, rotate and revoke the keys that callers 
 budget_app = typer.Typer(help="Set and remove budgets at runtime.")
 credit_app = typer.Typer(help="Top up prepaid balances.")
 
+LAST_S = 253_402_300_799  # the last second of the year 9999
+SOURCES = {"file": "the file", "runtime": "the registry", "key": "its key"}
 NameArgument = Annotated[str, typer.Argument(help="The key's name.")]
 
 
@@ -93,7 +95,7 @@ def list_keys(config: ConfigOption = None, state: StateOption = None, json: Json
     """Every key, whatever its state; never a secret."""
     with _desk(config, state) as desk:
         rows = desk.keys()
-    _show(rows, json, ("name", "prefix", "state", "role", "source", "made", "expires", "for", "limits"), _key_row)
+    _show(rows, json, ("name", "prefix", "state", "role", "made in", "made", "expires", "payer", "limits"), _key_row)
 
 
 @key_app.command("rotate")
@@ -132,7 +134,7 @@ def list_budgets(config: ConfigOption = None, state: StateOption = None, json: J
     """Every budget: of the file, of keys, and set at runtime."""
     with _desk(config, state, named=True) as desk:
         rows = desk.budgets()
-    _show(rows, json, ("id", "source", "limits"), lambda row: (row["id"], row["source"], _limits(row)))
+    _show(rows, json, ("id", "made in", "limits"), lambda row: (row["id"], SOURCES[row["source"]], _limits(row)))
 
 
 @budget_app.command("set")
@@ -147,9 +149,9 @@ def set_budget(
     repeats: Annotated[int | None, typer.Option(help="The same call so often in a row, and no more.")] = None,
     deadline: Annotated[int | None, typer.Option(help="Seconds that a session or workflow may take.")] = None,
     reserve_usd: Annotated[float | None, typer.Option(help="What a call without price or bound holds.")] = None,
-    window: Annotated[str, typer.Option(help="minute, hour, day, week, month or lifetime.")] = "lifetime",
+    window: Annotated[str | None, typer.Option(help="minute, hour, day, week or month; else its lifetime.")] = None,
     rolling: Annotated[bool, typer.Option("--rolling", help="The last so many seconds, not the calendar's.")] = False,
-    zone: Annotated[str, typer.Option(help="Time zone of the calendar, such as Europe/Vienna.")] = "UTC",
+    zone: Annotated[str | None, typer.Option(help="Time zone of days, weeks, months: Europe/Vienna; else UTC.")] = None,
     soft: Annotated[bool, typer.Option("--soft", help="Refuse nothing; only make money dearer.")] = False,
     config: ConfigOption = None,
     state: StateOption = None,
@@ -204,7 +206,7 @@ def add_credit(
     body = converted(asked, CreditBody, "credit")
     with _desk(config, state) as desk:
         new, shown = desk.add_credit(body)
-    told = f"{shown['amount_usd']} USD for {scope} {subject}, as {shown['id']}"
+    told = f"{_money(shown['amount_usd'])} for {scope} {subject}, as {shown['id']}"
     _done({**shown, "new": new}, json, told if new else f"was there already: {told}")
 
 
@@ -213,9 +215,9 @@ def list_credits(config: ConfigOption = None, state: StateOption = None, json: J
     """Every top-up that was made."""
     with _desk(config, state) as desk:
         rows = desk.credits()
-    columns = ("id", "scope", "subject", "amount $", "made")
+    columns = ("id", "scope", "subject", "amount", "made")
     cells: Callable[[dict[str, Any]], tuple[str, ...]] = lambda row: (  # noqa: E731
-        row["id"], row["scope"], row["subject"], str(row["amount_usd"]), _day(row["at"]),
+        row["id"], row["scope"], row["subject"], _money(row["amount_usd"]), _day(row["at"]),
     )  # fmt: skip
     _show(rows, json, columns, cells)
 
@@ -230,7 +232,8 @@ def _desk(config: Path | None, state: Path | None, *, named: bool = False) -> It
     from tierwise.server.desk import Desk
 
     path = config_path(config)
-    setup = _setup(path) if path is not None or named else None
+    wanted = path is not None or named
+    setup = _setup(path) if wanted else None
     registry = open_registry(state_folder(state, path))
     try:
         snapshot: Snapshot | None = setup.snapshot if setup else None
@@ -241,18 +244,19 @@ def _desk(config: Path | None, state: Path | None, *, named: bool = False) -> It
             files={key.name: key.grant for key in setup.keys} if setup else {},
             budgets=setup.budgets if setup else (),
             snapshot=snapshot,
+            checked=setup is not None or not wanted,
         )
     finally:
         registry.close()
 
 
 def _setup(path: Path | None) -> Setup | None:
-    """The configuration, to check names against. Its secrets may not be at hand here, and a stolen key must be revoked
-    all the same."""
+    """The configuration, to check names against: none of its secrets is needed. A file with a mistake in it must not
+    keep a stolen key from being revoked."""
     from tierwise.core.errors import ConfigError
 
     try:
-        return load_setup(path)
+        return load_setup(path, names_only=True)
     except ConfigError as error:
         print(f"tierwise: names were not checked, for the configuration cannot be used here:\n{error}", file=sys.stderr)
         return None
@@ -296,22 +300,38 @@ def _show(
 
 
 def _key_row(row: dict[str, Any]) -> tuple[str, ...]:
-    payer = [str(row[name]) for name in ("user", "team", "organisation") if row[name]]
+    payer = [f"{name}={row[name]}" for name in ("user", "team", "organisation") if row[name]]
     payer += [f"{name}={value}" for name, value in row["tags"].items()]
     only = [*row["allow"], *row["policies"], *row["routes"]]
     limits = ", ".join(filter(None, (_limits(row), f"only {' '.join(only)}" if only else "")))
     made, ends = _day(row["made_at"]), _day(row["expires_at"])
-    return row["name"], row["prefix"], row["state"], row["role"], row["source"], made, ends, " ".join(payer), limits
+    source = SOURCES[row["source"]]
+    return row["name"], row["prefix"], row["state"], row["role"], source, made, ends, " ".join(payer), limits
 
 
 def _limits(row: dict[str, Any]) -> str:
     """The limits of a key or a budget, in words."""
     money = row.get("limit_usd")
     window = row.get("window")
-    told = [f"{money} USD" + (f" a {window}" if window not in (None, "lifetime") else "")] if money is not None else []
+    told = [_money(money) + (f" a {window}" if window not in (None, "lifetime") else "")] if money is not None else []
     names = ("rpm", "tpm", "calls", "tokens", "parallel", "steps", "repeats", "deadline_s")
-    return ", ".join(told + [f"{name} {row[name]}" for name in names if row.get(name) is not None])
+    told += [f"{name} {row[name]}" for name in names if row.get(name) is not None]
+    if row.get("reserve_usd") is not None:
+        told.append(f"reserve {_money(row['reserve_usd'])}")
+    return ", ".join([*told, *(["soft"] if row.get("hard") is False else [])])
+
+
+def _money(usd: float) -> str:
+    """As JSON has it, so by its shortest decimal text; a top-up may be below zero."""
+    from decimal import Decimal
+
+    from tierwise.core.money import dollars
+
+    return dollars(int(Decimal(str(usd)).scaleb(9)))
 
 
 def _day(at_s: int | None) -> str:
-    return time.strftime("%Y-%m-%d", time.gmtime(at_s)) if at_s else ""
+    if not at_s:
+        return ""
+    # What was stored by hand or by an older version may be a time without a date, and must be listed all the same.
+    return time.strftime("%Y-%m-%d", time.gmtime(at_s)) if 0 < at_s <= LAST_S else f"second {at_s}"

@@ -115,6 +115,8 @@ def _key(
         return "", "none"
     if found := next((name for name in names if environ.get(name, "").strip()), ""):
         return f"env:{found}", auth
+    if problems.names_only:
+        return "", auth
     if names:
         problems.add(where, f"needs `api_key`, or {' or '.join(names)} in the environment")
     elif entry.auth is not None:

@@ -86,7 +86,7 @@ def open_reports(folder: Path) -> LedgerReports:
     """What may be asked of a state folder's ledger, also while a gateway writes it."""
     from tierwise.stores.ledger.reports import LedgerReports
 
-    return LedgerReports(folder / LEDGER_FILE, folder / JOURNAL_FILE)
+    return LedgerReports(folder / LEDGER_FILE, folder / JOURNAL_FILE, folder / REGISTRY_FILE)
 
 
 def open_registry(folder: Path | None) -> Registry:

@@ -9,7 +9,6 @@ import ipaddress
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from urllib.parse import urlsplit
-from zoneinfo import ZoneInfo, ZoneInfoNotFoundError, available_timezones
 
 import msgspec
 
@@ -19,16 +18,19 @@ from tierwise.config.schema import BudgetEntry, ConfigFile, KeyEntry, PolicyEntr
 from tierwise.config.secrets import Secret, resolve_secret
 from tierwise.core.budget import Budget, Scope, Window
 from tierwise.core.catalogue import Catalogue
+from tierwise.core.check_budget import check as check_budget
+from tierwise.core.check_budget import check_names
 from tierwise.core.check_policy import check
 from tierwise.core.errors import ConfigError, Problem
 from tierwise.core.keys import Grant, Limits
 from tierwise.core.money import usd_to_nano
 from tierwise.core.policy import BALANCED, PRESETS, Amounts, Best, Keep, Plan, Policy, Screen
-from tierwise.core.request import Payer
+from tierwise.core.request import EXPLORATION, Payer
+from tierwise.core.shadow import explores
+from tierwise.server.forms import MachineZones
 
 # 128 bits in base64 are 22 letters; below 16 a key can be guessed over a network.
 LEAST_KEY_LETTERS = 16
-PAYER_FIELDS = ("user", "team", "organisation", "key", "session", "workflow")
 # From the least to the largest: a request is part of a session, a session is paid by a user, and so on.
 SCOPES: tuple[Scope, ...] = ("request", "session", "user", "team", "organisation")
 WINDOWS: tuple[Window, ...] = ("minute", "hour", "day", "week", "month", "lifetime")
@@ -49,9 +51,11 @@ class KeySpec(msgspec.Struct, frozen=True, kw_only=True):
 class Problems:
     """What was found wrong so far, each with the line where it stands."""
 
-    def __init__(self, located: Located, source: str) -> None:
+    def __init__(self, located: Located, source: str, *, names_only: bool = False) -> None:
+        """`names_only`: see `setup.load`."""
         self.located = located
         self.source = source
+        self.names_only = names_only
         self.found: list[Problem] = list(located.problems)
 
     def add(self, where: str, what: str, near: str = "") -> None:
@@ -147,11 +151,6 @@ def budgets(entries: tuple[BudgetEntry, ...], keys: tuple[KeyEntry, ...], proble
     tags = {tag for key in keys for tag in key.tags}
     for i, entry in enumerate(entries):
         where = join("budgets", i)
-        _sound(entry, where, problems)
-        for name in entry.match:
-            if name not in PAYER_FIELDS and name not in tags:
-                what = f"is none of {', '.join(PAYER_FIELDS)}, and no key has such a tag"
-                problems.unknown(join(f"{where}.match", name), what, name, {*PAYER_FIELDS, *tags})
         budget = Budget(
             scope=entry.scope,
             match=tuple(sorted(entry.match.items())),
@@ -168,53 +167,17 @@ def budgets(entries: tuple[BudgetEntry, ...], keys: tuple[KeyEntry, ...], proble
             hard=entry.hard,
             reserve_nano=None if entry.reserve_usd is None else usd_to_nano(entry.reserve_usd),
         )
+        said = [name for name in ("window", "zone") if getattr(entry, name) is not None]
+        for found in check_budget(budget, MachineZones(), said=said):
+            problems.add(join(where, found.where) if found.where else where, found.what, found.nearest)
+        for found in check_names(budget, tags):
+            problems.add(join(f"{where}.match", found.where), found.what, found.nearest)
         for other, earlier in enumerate(made):
             if _place(earlier) == _place(budget):
                 problems.add(where, f"has the scope, match and window of budgets[{other}]; make them one")
         made.append(budget)
     _unreachable(made, problems)
     return tuple(made)
-
-
-LIMITS = ("limit_usd", "tokens", "calls", "parallel", "steps", "repeats", "deadline_s")
-OF_AGENTS = ("steps", "repeats", "deadline_s")  # what only something with a beginning and an end can have
-CALENDAR: tuple[Window, ...] = ("day", "week", "month")
-
-
-def _sound(entry: BudgetEntry, where: str, problems: Problems) -> None:
-    """What one entry says has an effect, and one that is possible."""
-    given = [name for name in LIMITS if getattr(entry, name) is not None]
-    if not given:
-        problems.add(where, f"limits nothing: give one of {', '.join(LIMITS)}")
-    for name in given:
-        if name in OF_AGENTS and entry.scope not in ("session", "workflow"):
-            what = f"is for sessions and workflows, and this budget is on each {entry.scope}; give `calls` instead"
-            problems.add(f"{where}.{name}", what)
-        elif name != "limit_usd" and not entry.hard:
-            problems.add(f"{where}.{name}", "has no effect: a budget with `hard: false` refuses nothing")
-    if entry.scope == "request" and entry.window is not None:
-        problems.add(f"{where}.window", "has no effect: a request is its own window")
-    if entry.rolling and entry.window in (None, "lifetime"):
-        problems.add(f"{where}.rolling", "needs a window that ends: minute, hour, day, week or month")
-    if entry.zone is not None:
-        _zone(entry, where, problems)
-    if entry.reserve_usd is not None:
-        if entry.limit_usd is None:
-            problems.add(f"{where}.reserve_usd", "has no effect without `limit_usd`")
-        elif entry.reserve_usd > entry.limit_usd:
-            problems.add(f"{where}.reserve_usd", "is above limit_usd, so nothing could ever hold it")
-
-
-def _zone(entry: BudgetEntry, where: str, problems: Problems) -> None:
-    zone = entry.zone or ""
-    try:
-        ZoneInfo(zone)
-    except (ZoneInfoNotFoundError, ValueError, OSError):
-        what = f"{zone!r} is no time zone that this machine knows; use an IANA name such as Europe/Berlin"
-        problems.unknown(f"{where}.zone", what, zone, available_timezones())
-        return
-    if entry.rolling or entry.window not in CALENDAR:
-        problems.add(f"{where}.zone", f"has no effect: only {', '.join(CALENDAR)} of the calendar begin by a zone")
 
 
 def _place(budget: Budget) -> tuple[object, ...]:
@@ -302,7 +265,10 @@ def _grant(entry: KeyEntry, payer: Payer) -> Grant:
 
 
 def secret_of(where: str, reference: str, environ: Mapping[str, str], base: Path, problems: Problems) -> Secret | None:
-    """The secret behind a reference, or None with the problem noted."""
+    """The secret behind a reference, or None with the problem noted. Where only names are wanted, the reference stands
+    for it: it opens nothing, and two that are the same are the same."""
+    if problems.names_only:
+        return Secret(reference)
     try:
         return Secret(resolve_secret(reference, environ, base=base))
     except ConfigError as error:
@@ -313,7 +279,7 @@ def secret_of(where: str, reference: str, environ: Mapping[str, str], base: Path
 
 def guard(host: str, made: tuple[KeySpec, ...], problems: Problems, *, registered: bool = False) -> None:
     """Anyone who reaches an open gateway spends the owner's money, so off loopback it takes keys that hold."""
-    if loopback(host):
+    if loopback(host) or problems.names_only:
         return
     if not made and not registered:
         problems.add(
@@ -379,6 +345,19 @@ def start_notes(catalogue: Catalogue, server: ServerSettings, keyless: bool) -> 
         if provider.api_key and provider.base_url.startswith("http://") and not loopback(host_of(provider.base_url))
     ]
     return tuple(notes)
+
+
+def exploring_notes(policies: Mapping[str, Policy], budgets: Iterable[Budget]) -> tuple[str, ...]:
+    """Chance spends by itself, so the owner should know where nothing stops it."""
+    bounded = any(EXPLORATION in each.match and each.hard and each.limit_nano is not None for each in budgets)
+    named = [name for name, policy in policies.items() if explores(policy)]
+    if bounded or not named:
+        return ()
+    match = ": ".join(EXPLORATION)
+    return (
+        f"Nothing bounds what exploration spends (policy {', '.join(named)}): add a budget with scope: tag, "
+        f"match: {{{match}}}, limit_usd and window.",
+    )
 
 
 def host_of(url: str) -> str:

@@ -1,4 +1,5 @@
-"""What is made at runtime joins what the file says: the registry's keys, budgets and credits, in a running application.
+"""What is made at runtime joins what the file says: the registry's keys, budgets, credits and variances, in a running
+application.
 
 The file comes first: its keys keep their names, and of two budgets that are one and the same the tighter limit holds.
 """
@@ -10,10 +11,16 @@ import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
 
+import msgspec
+
+from tierwise.config.learned import Learned
+from tierwise.config.watching import Watching
 from tierwise.core.budget import Budget, is_rate
 from tierwise.core.errors import ConfigError, Unavailable
-from tierwise.core.keys import Book, Grant, Issued, Registry, key_budgets, merged
+from tierwise.core.keys import Book, Credit, Grant, Issued, Registry, Variance, key_budgets, merged
+from tierwise.core.ports import Ledger
 from tierwise.server.auth import Keyring, Known, digest_of, identity_of
+from tierwise.server.balance import scopes_of
 
 if TYPE_CHECKING:
     from tierwise.config import Setup
@@ -22,7 +29,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 _log = logging.getLogger("tierwise")
 LOOK_S = 1.0  # between two looks at the registry; a revoked key is refused after this and a little
-CREDITS_AT_ONCE = 500
+POSTED_AT_ONCE = 500
 
 
 class Runtime:
@@ -31,10 +38,12 @@ class Runtime:
     def __init__(self, registry: Registry, setup: Setup) -> None:
         self.registry = registry
         self.setup = setup
+        self.learned = Learned(setup.state_dir)
         self.book = registry.read()
         self._budgets = self.budgets()
-        self._credited: set[str] = set()
-        self._waiting = bool(self.book.credits)  # some are not in the ledger yet
+        self._posted: set[Credit | Variance] = set()  # those that the ledger has
+        self._waiting = bool(self.book.credits or self.book.variances)  # some are not in the ledger yet
+        self._said = ""  # of what waits, so that it is told once
         self._turn = asyncio.Lock()
         self._app: App | None = None
 
@@ -68,7 +77,7 @@ class Runtime:
     def attach(self, app: App) -> None:
         """This application is the one to keep up to date."""
         self._app = app
-        app.rated = any(map(is_rate, self._budgets))
+        self._tell(app)
 
     def adopt(self, setup: Setup) -> None:
         """Another file, or what was just read: all of it in one step of the event loop."""
@@ -78,19 +87,37 @@ class Runtime:
         self.setup = setup
         budgets = self.budgets()
         if budgets != self._budgets:
+            self._budgets = budgets
             app.router.ledger.reload(budgets)
-            app.rated = any(map(is_rate, budgets))
-        self._budgets = budgets
+            self._tell(app)
         app.keys = self.keyring()
 
+    def _tell(self, app: App) -> None:
+        """What the doors need to know of the budgets without asking the ledger."""
+        app.rated = any(map(is_rate, self._budgets))
+        app.followers.of_agents = tuple(budget for budget in self._budgets if scopes_of(budget))
+
     async def refresh(self) -> None:
-        """Apply what others have changed. Raises ConfigError, and Unavailable for a ledger that cannot take a credit
-        now; what was there before stays, and the next look tries again."""
+        """Apply what others have changed. Raises ConfigError; what was there before stays. What a ledger cannot take
+        now is told in the log, and the next look tries again."""
         async with self._turn:
             if await asyncio.to_thread(self.registry.changed):
                 self._take(await asyncio.to_thread(self.registry.read))
             if self._waiting:
-                await self._credit()
+                await self._post()
+            if await asyncio.to_thread(self.learned.changed):
+                await self._learn()
+
+    async def _learn(self) -> None:
+        """Serve what was promoted meanwhile, from the next request on."""
+        setup = self.setup
+        found, notes = await asyncio.to_thread(self.learned.taught, setup.snapshot, grams=setup.journal.grams)
+        for note in notes:
+            _log.error("%s", note)
+        if self._app is not None and found.hash != setup.snapshot.hash and self.setup is setup:
+            self.setup = msgspec.structs.replace(setup, snapshot=found)
+            self._app.router.swap(found)
+            _log.info("learned: snapshot %s", found.hash)
 
     async def manage(self, work: Callable[[Book], T]) -> T:
         """Do something with the registry as it is now, alone, and serve what it changed before this returns."""
@@ -110,33 +137,55 @@ class Runtime:
             finally:
                 if seen and seen[-1] != self.book:
                     self._take(seen[-1])
-                if self._waiting:
-                    await self._credit_if_possible()
+                if self._waiting:  # a secret is told once: that something has to wait is no error then
+                    await self._post()
 
     def _take(self, book: Book) -> None:
         self.book = book
-        self._waiting = any(credit.id not in self._credited for credit in book.credits)
+        self._waiting = bool(self._fresh())
         self.adopt(self.setup)
 
-    async def _credit(self) -> None:
-        if self._app is None:
-            raise RuntimeError("attach an application first")
-        grant = self._app.router.ledger.grant
-        fresh = [credit for credit in self.book.credits if credit.id not in self._credited]
+    def _fresh(self) -> list[Credit | Variance]:
+        every: tuple[Credit | Variance, ...] = (*self.book.credits, *self.book.variances)
+        return [each for each in every if each not in self._posted]
+
+    async def _post(self) -> None:
+        """What waits, into the ledger; when it cannot be written, again at the next look."""
+        fresh = self._fresh()
         # The ledger counts an id once, so it does no harm that every start tries them all; many at once, for one commit
         # each would keep whoever is revoked meanwhile.
-        for start in range(0, len(fresh), CREDITS_AT_ONCE):
-            some = fresh[start : start + CREDITS_AT_ONCE]
-            await asyncio.gather(*(grant(each.id, each.scope, each.subject, each.amount_nano) for each in some))
-            self._credited.update(each.id for each in some)
-        self._waiting = False
-
-    async def _credit_if_possible(self) -> None:
-        """What an admin has done is done, and a secret is told once: that a credit has to wait is no error then."""
         try:
-            await self._credit()
-        except Unavailable as error:
-            _log.error("credits made at runtime wait for the ledger: %s", error)
+            for start in range(0, len(fresh), POSTED_AT_ONCE):
+                some = fresh[start : start + POSTED_AT_ONCE]
+                await asyncio.gather(*map(self._post_one, some))
+                self._posted.update(some)
+        except Unavailable:
+            self._say(self._fresh())
+        else:
+            self._waiting, self._said = False, ""
+
+    async def _post_one(self, each: Credit | Variance) -> None:
+        ledger = self._ledger()
+        match each:
+            case Credit():
+                await ledger.grant(each.id, each.scope, each.subject, each.amount_nano)
+            case Variance():
+                await ledger.vary(each.id, each.line, each.subject, each.amount_nano, each.note)
+
+    def _say(self, waiting: list[Credit | Variance]) -> None:
+        credits = sum(isinstance(each, Credit) for each in waiting)
+        named = ((credits, "top-up"), (len(waiting) - credits, "variance"))
+        what = " and ".join(f"{count} {name}{'s' * (count != 1)}" for count, name in named if count)
+        why = self._ledger().last_error or "it takes nothing now"
+        said = f"{what} made at runtime cannot be written to the ledger ({why}) and will count as soon as it can"
+        if said != self._said:
+            self._said = said
+            _log.error("%s; until then calls are refused", said)
+
+    def _ledger(self) -> Ledger:
+        if self._app is None:
+            raise RuntimeError("attach an application first")
+        return self._app.router.ledger
 
     async def follow(self) -> None:
         """Look again and again, until cancelled."""
@@ -145,13 +194,18 @@ class Runtime:
             try:
                 await self.refresh()
                 said = ""
-            except (ConfigError, Unavailable) as error:
+            except ConfigError as error:
                 if str(error) != said:
                     said = str(error)
                     _log.error("keys, budgets and credits made at runtime were not read: %s", error)
             except Exception:  # ours; a key revoked in the next second must be seen all the same
                 _log.exception("keys, budgets and credits made at runtime were not read")
             await asyncio.sleep(LOOK_S)
+
+    async def watch(self) -> None:
+        """Test the promises on fresh traffic, again and again, until cancelled."""
+        if self._app is not None:
+            await Watching(Learned(self.setup.state_dir)).follow(self._app.router.journal)
 
     def close(self) -> None:
         self.registry.close()

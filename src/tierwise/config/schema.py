@@ -221,6 +221,9 @@ class JournalSettings(_Entry, frozen=True):
     """What is kept of requests besides the decisions."""
 
     store_texts: Annotated[bool, Meta(description="Keep prompts and replies as well.")] = False
+    grams: Annotated[
+        bool, Meta(description="Keep the hashes of each prompt's words, from which a router can be trained.")
+    ] = True
     keep_days: Annotated[
         Annotated[int, Meta(ge=1, le=36_500)] | None,
         Meta(description="Older episodes are deleted; sums are kept. Not given: nothing is deleted."),

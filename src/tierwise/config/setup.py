@@ -10,6 +10,7 @@ import msgspec
 
 from tierwise.config import models, parts
 from tierwise.config.file import Located, join, read_file
+from tierwise.config.learned import Learned
 from tierwise.config.parts import KeySpec, Problems
 from tierwise.config.read import read
 from tierwise.config.schema import ConfigFile, JournalSettings, ModelEntry, PriceEntry, ProviderEntry, ServerSettings
@@ -63,18 +64,22 @@ async def load(
     host: str | None = None,
     port: int | None = None,
     state: Path | None = None,
+    names_only: bool = False,
 ) -> Setup:
     """The configuration in the file, or what the environment and this machine offer when there is none.
 
     Arguments win over TIERWISE_HOST, TIERWISE_PORT and TIERWISE_STATE, and those over the file. Raises ConfigError
     with every problem found.
+
+    `names_only`: for work that calls nobody and lets nobody in, and may be done where the secrets are not. None is
+    looked up, so none can be missing; what comes of it must not be served.
     """
     from tierwise.config.opened import has_keys
 
     located = read_file(path) if path is not None else Located({}, {})
     source = str(path) if path is not None else "the environment"
     base = path.parent if path is not None else Path()
-    problems = Problems(located, source)
+    problems = Problems(located, source, names_only=names_only)
     file, misread = read(located, ConfigFile)
     problems.found += misread
     if file is None:
@@ -91,15 +96,21 @@ async def load(
     registered = not keys and has_keys(folder)
     parts.guard(server.host, keys, problems, registered=registered)
     problems.raise_any()
+    snapshot, told = Learned(folder).taught(build(catalogue, policies), grams=file.journal.grams)
     return Setup(
-        snapshot=build(catalogue, policies),
+        snapshot=snapshot,
         server=server,
         keys=keys,
         budgets=budgets,
         journal=file.journal,
         state_dir=folder,
         secrets=Secrets(secrets),
-        notes=(*notes, *parts.start_notes(catalogue, server, not keys and not registered)),
+        notes=(
+            *notes,
+            *told,
+            *parts.exploring_notes(policies, budgets),
+            *parts.start_notes(catalogue, server, not keys and not registered),
+        ),
         source=source,
         simulated=any(catalogue.providers[model.provider].wire == "simulated" for model in catalogue.models.values()),
     )

@@ -10,7 +10,7 @@ from typing import Literal
 
 import msgspec
 
-from tierwise.core.budget import DenialCode
+from tierwise.core.budget import Denial, DenialCode
 from tierwise.core.episode import (
     AGAIN,
     About,
@@ -91,6 +91,7 @@ class Attempts:
         self.episode = episode
         self.candidates = candidates
         self.reasons = reasons
+        self.explored = False  # whether what is being looked for is exploration's choice
 
     def first(
         self,
@@ -120,7 +121,7 @@ class Attempts:
                     self.note(each, "passed_over", last.denial.code, ("scope", last.denial.scope))
                     continue
                 case _:
-                    call = self._call(at, each, final, about, tried=last)
+                    call = self.call(at, each, final, about, tried=last)
             if call is None:
                 continue
             self._note_all(ordered, place, code)
@@ -173,7 +174,7 @@ class Attempts:
         if calls >= self.policy.calls - kept:
             self.say(at, "calls_exhausted", ("calls", calls))
             return True
-        if any(isinstance(event, Denied) and event.denial.code in ENDS for event in events):
+        if any(denial.code in ENDS for denial in self._told_no()):
             return True  # a session without steps has none for any model
         if not isinstance(about, Serve):
             # A helper is tried once: it is not worth the request's own attempts.
@@ -184,7 +185,7 @@ class Attempts:
             return True
         return sum(event.kind == "rejected" for event in failed) >= REJECTIONS
 
-    def _call(
+    def call(
         self, at: str, each: Weighed, final: bool, about: About, *, tried: object = None, wait_ms: int = 0
     ) -> Call | None:
         """The call of this candidate, or None, with a note, when it cannot be paid for."""
@@ -219,8 +220,14 @@ class Attempts:
             if isinstance(about, Serve)
             else each.cost_nano is not None,
             wait_ms=wait_ms,
+            explored=self.explored,
             again=each.model.provider in failed_providers,
         )
+
+    def _told_no(self) -> list[Denial]:
+        """What the ledger has refused, less what only the budget of exploration may have had against it."""
+        events = (event for event in self.episode.events if isinstance(event, Denied))
+        return [event.denial for event in events if self.explored or not event.explored]
 
     def _denials(self, at: str, each: Weighed) -> int:
         return sum(
@@ -287,7 +294,7 @@ class Attempts:
 
     def _within_tokens(self, each: Weighed, ceiling: int, added: int) -> int:
         """The ceiling, or what a limit of tokens that has refused this request leaves of it; 0 for nothing."""
-        denials = [event.denial for event in self.episode.events if isinstance(event, Denied)]
+        denials = self._told_no()
         left = [
             each.limit - (each.used or 0) for each in denials if each.code == "token_limit" and each.limit is not None
         ]
@@ -302,7 +309,7 @@ class Attempts:
 
     def _affordable(self, *, denied_only: bool) -> int | None:
         """What a hold can be, as far as we know; None when nothing limits it. The ledger has the last word."""
-        denials = [event.denial for event in self.episode.events if isinstance(event, Denied)]
+        denials = self._told_no()
         limits = [denial.affordable_nano for denial in denials if denial.code in _MONEY][-1:]
         most = self.episode.hints.max_cost_nano
         if most is not None:
@@ -344,7 +351,7 @@ class Attempts:
             if wait <= most:
                 waits.append((wait, each))
         for wait, each in sorted(waits, key=lambda pair: pair[0]):
-            call = self._call(at, each, final, about, wait_ms=wait)
+            call = self.call(at, each, final, about, wait_ms=wait)
             if call is not None:
                 self.note(each, "chosen", "retry")
                 self.say(at, "retry", ("model", each.model.id), ("wait_ms", wait))

@@ -11,6 +11,8 @@ from tierwise.core.request import Payer
 
 Scope = Literal["request", "session", "workflow", "user", "team", "organisation", "key", "tag"]
 Window = Literal["minute", "hour", "day", "week", "month", "lifetime"]
+# How long a window is that moves with the clock.
+ROLLING_S: dict[Window, int] = {"minute": 60, "hour": 3_600, "day": 86_400, "week": 7 * 86_400, "month": 30 * 86_400}
 DenialCode = Literal[
     "budget_exceeded",  # money: waiting for requests in flight does not help
     "held_by_others",  # money: it would fit once the open holds are given back

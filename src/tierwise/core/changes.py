@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 
 from tierwise.core.episode import Episode
-from tierwise.core.money import NANO_PER_USD
+from tierwise.core.money import NANO_PER_USD, dollars
 from tierwise.core.policy import Policy, Rules, When
+from tierwise.core.request import Criticality
 
 Change = tuple[str, str | None, Episode, str]  # what, was, the changed episode, would be
 _replace = msgspec.structs.replace
@@ -21,7 +22,7 @@ def named_changes(episode: Episode, policy: Policy) -> Iterator[Change]:
     if episode.pinned:
         yield "model", episode.pinned, _replace(episode, pinned="", requested="auto"), "auto"
         return
-    for criticality in ("user", "internal"):
+    for criticality in get_args(Criticality):
         if criticality != episode.criticality:
             yield "criticality", episode.criticality, _replace(episode, criticality=criticality), criticality
     for latency in ("interactive", "background", "batch"):
@@ -41,7 +42,7 @@ def named_changes(episode: Episode, policy: Policy) -> Iterator[Change]:
     if episode.features.max_tokens is not None:
         yield "max_tokens", str(episode.features.max_tokens), _featured(episode, max_tokens=None), "not given"
     if episode.money.left_nano is not None:
-        was = f"{episode.money.left_nano / NANO_PER_USD:g} USD left"
+        was = f"{dollars(episode.money.left_nano)} left"
         yield "budget", was, _replace(episode, money=_replace(episode.money, left_nano=None)), "none"
     if episode.features.keywords:
         yield "keywords", ", ".join(episode.features.keywords), _featured(episode, keywords=()), "none of them"

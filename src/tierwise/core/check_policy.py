@@ -85,7 +85,7 @@ def _references(where: str, plan: Plan, policy: Policy, catalogue: Catalogue) ->
     models_only = isinstance(plan, Use | Best)
     for key, name in references(plan):
         at = f"{where}.{key}"
-        only = models_only or key.startswith("explore.among")
+        only = models_only or key.startswith("explore.")
         known = {*catalogue.tiers, *catalogue.models} | (set() if only else set(policy.plans))
         # A tier without models is no mistake of the policy: models come and go with keys and servers.
         if name in known:
@@ -126,6 +126,10 @@ def _values(where: str, plan: Plan, policy: Policy, catalogue: Catalogue) -> Ite
                 yield Problem(f"{where}.explore.among", "name at least one model or tier")
             if not exploration.criticality:
                 yield Problem(f"{where}.explore.criticality", "nothing would be explored; name user, internal or both")
+            if exploration.grader and not exploration.shadow:
+                yield Problem(
+                    f"{where}.explore.grader", "has no effect without `shadow: true`: there is one reply only"
+                )
 
 
 def _cascade(where: str, plan: Cascade) -> Iterator[Problem]:

@@ -35,9 +35,10 @@ from tierwise.core.episode import (
 )
 from tierwise.core.estimate import estimate_all
 from tierwise.core.learned import Trained
-from tierwise.core.policy import AskFirst, Best, Cascade, Explore, Keep, Policy, Rules, Use, references
+from tierwise.core.policy import HELPERS, AskFirst, Best, Cascade, Explore, Keep, Policy, Rules, Use, references
 from tierwise.core.promise import Ruling, ruling
 from tierwise.core.refuse import refusal
+from tierwise.core.shadow import Due, rest_of, shadowed
 from tierwise.core.snapshot import Snapshot
 from tierwise.core.weigh import Weighed, baseline_nano, weigh
 from tierwise.core.wishes import wishes
@@ -58,7 +59,6 @@ class _Frame(msgspec.Struct, frozen=True):
     final: bool = True
     about: About = Serve()
     agreeing: int = 0  # of replies that have to say the same, this is to be one
-    similarity: float = 1.0
 
     def down(self, name: str) -> _Frame:
         return msgspec.structs.replace(self, at=f"{self.at}/{name}" if self.at else name)
@@ -75,6 +75,7 @@ class _Walk:
         self.reasons: list[Reason] = []
         self.candidates: dict[str, Candidate] = {}
         self.odds: tuple[tuple[str, float], ...] = ()
+        self.due: Due | None = None  # a shadow, should the story end well
         self.attempts = Attempts(snapshot, self.policy, episode, self.candidates, self.reasons)
 
     def reason(self, at: str, code: str, *facts: tuple[str, Fact]) -> None:
@@ -95,13 +96,14 @@ class _Walk:
                 step = Answer(self.episode.events[event].at, event)
             case Spent():
                 step = refusal(self.episode, self.candidates)
-        return Decision(
+        decision = Decision(
             step=step,
             reasons=tuple(self.reasons),
             candidates=tuple(self.candidates.values()),
             odds=self.odds,
             baseline_nano=self.baseline_nano(),
         )
+        return decision if self.due is None else shadowed(self.snapshot, self.episode, decision, self.due)
 
     def baseline_nano(self) -> int | None:
         baseline = self.candidates.get(self.snapshot.catalogue.baseline)
@@ -209,7 +211,6 @@ class _Walk:
             self.episode.workload,
             estimator.id if isinstance(estimator, Trained) else "",
             agreeing=frame.agreeing,
-            similarity=frame.similarity,
         )
 
     def rules(self, plan: Rules, frame: _Frame) -> Result:
@@ -242,16 +243,18 @@ class _Walk:
         return self.reference(plan.then, frame)
 
     def explore(self, plan: Explore, frame: _Frame) -> Result:
-        exploration = plan.explore
+        exploration, episode = plan.explore, self.episode
         models = self.expand(exploration.among, frame.pool)
-        if (
-            not models
-            or not self.episode.hints.explore
-            or self.episode.criticality not in exploration.criticality
-            or not isinstance(frame.about, Serve)
-        ):
+        may = episode.hints.explore and episode.criticality in exploration.criticality
+        if not (models and may and isinstance(frame.about, Serve)):
             return self.reference(plan.then, frame)
         rate, draw = exploration.rate, self.draw
+        if exploration.shadow:
+            chance, self.draw = rest_of(draw, rate)
+            if chance is not None and self.due is None:
+                graders = self.expand((exploration.grader,), self.admitted()) if exploration.grader else ()
+                self.due = Due(exploration, models, graders, frame.at, chance)
+            return self.reference(plan.then, frame)
         share = rate / len(models)
         odds = {model.id: share for model in models}
         for model, chance in self.usual(plan.then, frame, draw):
@@ -263,7 +266,9 @@ class _Walk:
             return self.reference(plan.then, frame)
         chosen = models[min(int(draw / share), len(models) - 1)]
         self.reason(frame.at, "explored", ("rate", rate), ("odds", round(odds[chosen.id], 6)))
+        self.attempts.explored = True
         result = self.use((chosen.id,), frame.down("explore"))
+        self.attempts.explored = False
         return self.reference(plan.then, frame) if isinstance(result, Spent) else result
 
     def usual(self, name: str, frame: _Frame, draw: float) -> tuple[tuple[str, float], ...]:
@@ -284,24 +289,34 @@ class _Walk:
     # -------------------------------------------------------------------------------------------- cascades
 
     def cascade(self, plan: Cascade, frame: _Frame) -> Result:
-        replies: dict[int, Replied] = {}
+        rejected: dict[int, Replied] = {}
+        replies: dict[int, Replied] = {}  # those of them that rungs further up may count or be shown
         top = len(plan.cascade) - 1
         for i, name in enumerate(plan.cascade):
             rung = msgspec.structs.replace(frame, at=f"{frame.at}[{i}]", final=frame.final and i == top)
             if i < top and plan.accept.agreement:
-                rung = msgspec.structs.replace(rung, agreeing=plan.accept.agreement, similarity=plan.accept.similarity)
-            if plan.pass_up and replies:
+                rung = msgspec.structs.replace(rung, agreeing=plan.accept.agreement)
+            promise = self.promise_of(name) if i < top else None
+            if plan.pass_up and replies and not promise:
                 rung = msgspec.structs.replace(rung, about=Serve(drafts=tuple(replies)))
             if i < top and self.skipped(plan, i, rung):
                 continue
-            result = self.rung(plan, name, rung, replies, last=i == top)
+            own = {} if promise else replies
+            result = self.rung(_as_certified(plan, promise, self.snapshot), name, rung, own, last=i == top)
+            rejected |= own
             if not isinstance(result, Spent):
                 return result
-        if replies:
+        if rejected:
             # No rung above could answer. A reply that was not accepted is still better than none.
             self.reason(frame.at, "kept_lower_reply")
-            return Got(max(replies))
+            return Got(max(rejected))
         return Spent()
+
+    def promise_of(self, name: str) -> str | None:
+        """The promise that a rung keeps. Its models see no drafts, its replies are tested among themselves, and the
+        reference answers without having seen them, as when it was certified."""
+        rung = self.policy.plans.get(name)
+        return rung.promise if isinstance(rung, Best) else None
 
     def rung(self, plan: Cascade, name: str, frame: _Frame, replies: dict[int, Replied], *, last: bool) -> Result:
         """One rung: a reply, or as many as have to agree, each by another model; then the tests."""
@@ -368,9 +383,9 @@ class _Walk:
     def skipped(self, plan: Cascade, i: int, frame: _Frame) -> bool:
         """A rung is left out when it has to keep a promise that nobody certified, or when the caller's deadline would
         not leave the time for the last rung after it."""
-        at, rung = frame.at, self.policy.plans.get(plan.cascade[i])
-        if isinstance(rung, Best) and rung.promise and not (found := self.ruling(rung.promise, frame)).models:
-            self.reason(at, found.code, ("promise", rung.promise), ("workload", self.episode.workload))
+        at, promise = frame.at, self.promise_of(plan.cascade[i])
+        if promise and not (found := self.ruling(promise, frame)).models:
+            self.reason(at, found.code, ("promise", promise), ("workload", self.episode.workload))
             return True
         deadline = self.episode.hints.max_latency_ms
         if deadline is None or any(event.at.startswith(at) for event in self.episode.events):
@@ -390,7 +405,7 @@ class _Walk:
             if plan is None:
                 names.add(at)
             else:
-                waiting += [to for key, to in references(plan) if key not in ("ask.of", "accept.grader")]
+                waiting += [to for key, to in references(plan) if key not in HELPERS]
         models = self.expand(tuple(names), self.admitted())
         weighed = weigh(self.snapshot, self.episode, models, self.policy.amounts)
         return min((each.latency_ms for each in weighed), default=0)
@@ -424,3 +439,11 @@ class _Walk:
                 self.attempts.note(each, "passed_over", wish.code, (wish.name, wish.asked))
             weighed = wish.kept
         return weighed
+
+
+def _as_certified(plan: Cascade, promise: str | None, snapshot: Snapshot) -> Cascade:
+    """Replies of a rung that keeps a promise have to be at least as alike as those that were certified."""
+    found = snapshot.promises.get(promise) if promise else None
+    if found is None or found.similarity <= plan.accept.similarity:
+        return plan
+    return msgspec.structs.replace(plan, accept=msgspec.structs.replace(plan.accept, similarity=found.similarity))

@@ -82,6 +82,7 @@ class Call(msgspec.Struct, frozen=True, tag="call", omit_defaults=True):
     wait_ms: int = 0
     tokens: int = 0  # at most, read and written
     bounded: bool = True  # False: `worst_case_nano` promises nothing, for want of a price or of a known length
+    explored: bool = False  # chance chose it: the budget of exploration is above it as well
     again: bool = False  # an attempt beyond the first at a provider that has failed this request: costs a retry token
 
 
@@ -173,6 +174,7 @@ class Denied(msgspec.Struct, frozen=True, kw_only=True, tag="denied", omit_defau
     model: str
     after_ms: int
     denial: Denial
+    explored: bool = False  # the call was exploration's, so a budget may have said no that no other call has above it
 
 
 class Told(msgspec.Struct, frozen=True, kw_only=True, tag="told", omit_defaults=True):
@@ -258,3 +260,7 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     candidates: tuple[Candidate, ...] = ()
     odds: tuple[tuple[str, float], ...] = ()  # of each model, where chance had a say
     baseline_nano: int | None = None  # expected cost of the baseline model for the same request
+    # With an Answer, once it is delivered: another model to ask as well, and then who grades the two replies. In these
+    # grades' `of`, the shadow's reply has the number after the episode's last event.
+    shadow: Call | None = None
+    grades: tuple[Call, ...] = ()

@@ -2,6 +2,7 @@
 
 TierwiseError
 ├── ConfigError          the configuration cannot be used; carries every problem found, each with its place
+├── DataError            outcomes or other data to learn from cannot be used; carries every problem found
 ├── RequestError         the caller's request cannot be served as it stands; knows its HTTP status
 │   ├── BadRequest       400: malformed, names the field
 │   ├── Unknown          404: no such model, policy or decision; names the nearest
@@ -46,6 +47,17 @@ class ConfigError(TierwiseError):
         self.source = source
         heading = f"{source}: " if source else ""
         super().__init__("\n".join(f"{heading}{problem}" for problem in problems))
+
+
+class DataError(TierwiseError):
+    """Every problem of some data to learn from. In a `Problem`, `where` is a column or a file, `line` a row."""
+
+    def __init__(self, problems: tuple[Problem, ...], source: str = "") -> None:
+        self.problems = problems
+        self.source = source
+        heading = f"{source}: " if source else ""
+        rows = (str(problem).replace("line ", "row ", 1) if problem.line else str(problem) for problem in problems)
+        super().__init__("\n".join(f"{heading}{each}" for each in rows))
 
 
 class RequestError(TierwiseError):

@@ -16,11 +16,11 @@ from tierwise.core.changes import named_changes
 from tierwise.core.decide import decide
 from tierwise.core.eligible import barred, unfit
 from tierwise.core.episode import Call, Candidate, Decision, Episode, Refuse
-from tierwise.core.money import usd_text
+from tierwise.core.money import dollars, usd_text
 from tierwise.core.policy import Amounts
 from tierwise.core.snapshot import Snapshot
 from tierwise.core.weigh import weigh, worst_case_nano
-from tierwise.core.words import candidate_text, money_text, reason_text
+from tierwise.core.words import candidate_text, figure, money_text, reason_text
 
 # A change of more than this factor is no neighbour of what happened, so it explains nothing.
 _MOST = 1_000.0
@@ -210,7 +210,8 @@ def _with_amounts(snapshot: Snapshot, policy: str, amounts: Amounts) -> Snapshot
 
 
 def _with_miss(amounts: Amounts, criticality: str, nano: int) -> Amounts:
-    return msgspec.structs.replace(amounts, **{f"miss_{criticality}_nano": nano})
+    whose = "internal" if criticality == "internal" else "user"
+    return msgspec.structs.replace(amounts, **{f"miss_{whose}_nano": nano})
 
 
 def _with_second(amounts: Amounts, latency: str, nano: int) -> Amounts:
@@ -253,11 +254,11 @@ def _sentence(decision: Decision, model: str, found: tuple[Flip, ...]) -> str:
         return "No model was called." if not model else f"{model} was called."
     said = f"{model}: {candidate_text(chosen)}"
     if chosen.cost_nano is not None and decision.baseline_nano not in (None, chosen.cost_nano):
-        expected, baseline = usd_text(chosen.cost_nano), usd_text(decision.baseline_nano)
-        said += f"; expected {expected} USD against {baseline} USD on the baseline"
+        said += f"; expected {dollars(chosen.cost_nano)} against {dollars(decision.baseline_nano)} on the baseline"
     if found:
         flip = found[0]
-        said += f"; {flip.model or 'a refusal'} instead, had {flip.what} been {flip.would_be} and not {flip.was}"
+        would_be, was = figure(flip.would_be), figure(flip.was)
+        said += f"; {flip.model or 'a refusal'} instead, had {flip.what} been {would_be} and not {was}"
     return f"{said}."
 
 

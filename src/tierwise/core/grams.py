@@ -6,6 +6,8 @@ expected words can be tested against it: docs/learning.md says so.
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -25,6 +27,7 @@ _KINDS = np.array(
 _BASE = 0x9E3779B97F4A7C15
 _MOST_BYTES = CHARACTERS * 4
 _BIGRAM = np.uint64(0xD6E8FEB86659FD93)
+_Number = TypeVar("_Number", np.uint16, np.uint64)
 
 
 def _powers(base: int) -> NDArray[np.uint64]:
@@ -60,15 +63,22 @@ def grams(folded: str) -> bytes:
     words = _mixed((sums[stops] - sums[starts]) * _INVERSES[starts] + (stops - starts).astype(np.uint64))
     hashes = np.concatenate((words, _mixed(words[:-1] * _BIGRAM + words[1:])))
     if hashes.size > KEPT:
-        hashes = np.unique(hashes)
-        hashes = hashes[:KEPT]
+        hashes = _distinct(hashes)[:KEPT]
     # The lowest bits: the highest decide which are kept, and would all be zeros.
-    return np.unique((hashes & np.uint64(BUCKETS - 1)).astype("<u2")).tobytes()
+    return _distinct((hashes & np.uint64(BUCKETS - 1)).astype("<u2")).tobytes()
 
 
 def numbers(kept: bytes) -> NDArray[np.uint16]:
     """What `grams` gave, as numbers below BUCKETS."""
     return np.frombuffer(kept, dtype="<u2")
+
+
+def _distinct(values: NDArray[_Number]) -> NDArray[_Number]:
+    """Ascending, each once: what np.unique gives, at a tenth of its price for so few."""
+    values.sort()
+    kept = np.ones(values.size, dtype=bool)
+    np.not_equal(values[1:], values[:-1], out=kept[1:])
+    return values[kept]
 
 
 def _mixed(values: NDArray[np.uint64]) -> NDArray[np.uint64]:

@@ -85,6 +85,18 @@ class Credit(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     made_by: str = ""
 
 
+class Variance(msgspec.Struct, frozen=True, kw_only=True):
+    """What a provider's bill differs by on one day and model, above zero when it is more than the ledger has. `line`
+    and `subject` are the account that it is posted on. The same id counts once, however often it is applied."""
+
+    id: str
+    line: str
+    subject: str
+    amount_nano: int
+    note: str
+    at_s: int
+
+
 class Secrets(msgspec.Struct, frozen=True):
     """One secret that opens a key: its keyed hash, and until when (a rotated one may overlap)."""
 
@@ -100,6 +112,7 @@ class Book(msgspec.Struct, frozen=True, kw_only=True):
     secrets: tuple[Secrets, ...] = ()
     budgets: tuple[Budget, ...] = ()
     credits: tuple[Credit, ...] = ()
+    variances: tuple[Variance, ...] = ()
 
 
 class Registry(Protocol):
@@ -136,6 +149,10 @@ class Registry(Protocol):
 
     def add_credit(self, credit: Credit) -> bool:
         """False when there is one with this id already; Conflict when that one says otherwise."""
+        ...
+
+    def add_variances(self, variances: Iterable[Variance]) -> None:
+        """All of them or none. Conflict when an id was used for another amount; what is there already stays."""
         ...
 
     def close(self) -> None: ...

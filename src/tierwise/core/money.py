@@ -238,3 +238,8 @@ def usd_text(nano: int) -> str:
     sign, nano = ("-", -nano) if nano < 0 else ("", nano)
     whole, rest = divmod(nano, NANO_PER_USD)
     return f"{sign}{whole}.{rest:09d}".rstrip("0").rstrip(".") if rest else f"{sign}{whole}"
+
+
+def dollars(nano: int) -> str:
+    """An amount as every sentence for a person has it, exact: 1_500_000 -> '0.0015 USD'."""
+    return f"{usd_text(nano)} USD"

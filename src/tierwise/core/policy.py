@@ -12,6 +12,8 @@ import msgspec
 
 from tierwise.core.request import Criticality, LatencyClass, Structure, Task
 
+RUBRIC = "Does the reply answer the request fully and correctly?"
+
 
 class When(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
     """A condition. Every field that is given must hold; a list means any of them. Closed on purpose."""
@@ -78,13 +80,19 @@ class Accept(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forb
     check: tuple[Literal["schema", "tools", "complete", "nonempty"], ...] = ()
     grader: str | None = None  # plan, tier or model that grades
     at_least: float = 0.7  # the grade
-    rubric: str = "Does the reply answer the request fully and correctly?"
+    rubric: str = RUBRIC
 
 
 class Exploration(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+    """Another model now and then, with odds that are written down: what learning needs to see beyond its own choices.
+    Requests marked `critical` are never explored."""
+
     rate: float  # share of requests
     among: tuple[str, ...]  # plans are not allowed here: models and tiers only
-    criticality: tuple[Criticality, ...] = ("internal", "user")
+    criticality: tuple[Literal["user", "internal"], ...] = ("internal", "user")
+    shadow: bool = False  # the usual plan answers; the other is asked as well, afterwards, for learning alone
+    grader: str | None = None  # model or tier that then grades both replies, the delivered one and the shadow
+    rubric: str = RUBRIC
 
 
 class Use(msgspec.Struct, frozen=True, tag="use", omit_defaults=True, forbid_unknown_fields=True):
@@ -157,7 +165,8 @@ class Amounts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     caution: float = 0.1
 
     def miss_nano(self, criticality: Criticality) -> int:
-        return self.miss_user_nano if criticality == "user" else self.miss_internal_nano
+        """What is critical is weighed as what people read; its mark keeps chance away from it."""
+        return self.miss_internal_nano if criticality == "internal" else self.miss_user_nano
 
     def second_nano(self, latency: LatencyClass) -> int:
         match latency:
@@ -214,6 +223,10 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     dearer: bool = True  # a fallback may cost more than what failed
 
 
+# Where a name stands that never answers the request itself.
+HELPERS = ("ask.of", "accept.grader", "explore.grader")
+
+
 def references(plan: Plan) -> tuple[tuple[str, str], ...]:
     """Every name that the plan refers to, with the key it stands under."""
     match plan:
@@ -231,7 +244,9 @@ def references(plan: Plan) -> tuple[tuple[str, str], ...]:
             grader = (("accept.grader", accept.grader),) if accept.grader else ()
             return (*((f"cascade[{i}]", name) for i, name in enumerate(names)), *grader)
         case Explore(explore=exploration, then=then):
-            return (*((f"explore.among[{i}]", name) for i, name in enumerate(exploration.among)), ("then", then))
+            graders = (("explore.grader", exploration.grader),) if exploration.grader else ()
+            among = ((f"explore.among[{i}]", name) for i, name in enumerate(exploration.among))
+            return (*among, *graders, ("then", then))
 
 
 def keywords(policy: Policy) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ import msgspec
 
 from tierwise.core.budget import Balance, Budget, Charge, Denial, Hold, Lambda
 from tierwise.core.catalogue import Deadlines, Provider
-from tierwise.core.episode import Decision, Episode, FailureKind
+from tierwise.core.episode import Decision, Episode, Failed, FailureKind, Replied, Told
 from tierwise.core.money import Usage
 from tierwise.core.request import Hints, Payer
 
@@ -25,6 +25,8 @@ class Claim(msgspec.Struct, frozen=True):
 
 class Ledger(Protocol):
     """Holds money before it is spent and takes it after. A refusal holds nothing anywhere."""
+
+    last_error: str  # why it cannot be written now; "" when it can
 
     def money(self, payer: Payer, hints: Hints, at_s: int) -> Lambda:
         """The price of money for this payer now. Reads only; never waits."""
@@ -55,9 +57,19 @@ class Ledger(Protocol):
         """Top up the prepaid balance of a user, key, team or organisation. The same id counts once; False then."""
         ...
 
+    async def vary(self, id: str, line: str, subject: str, amount_nano: int, note: str) -> bool:
+        """Post what belongs to no single call: a bill that differs. `line` is `variance/PROVIDER`, which is nobody's
+        budget, or a budget's id. The same id counts once; False then."""
+        ...
+
     def balances(self, payer: Payer, hints: Hints, *, rates: bool = False) -> tuple[Balance, ...]:
         """Every budget and credit above this payer as it stands, in the order of the configuration. `rates`: only hard
         limits on calls and tokens in a window."""
+        ...
+
+    @property
+    def revision(self) -> int:
+        """Another one whenever `money` or `balances` may have become others, but for the time that passes."""
         ...
 
     def left_nano(self, payer: Payer, hints: Hints) -> int | None:
@@ -119,6 +131,8 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     outcome: Outcome
     prompt: str | None = None
     reply: str | None = None
+    # What was asked beside it for learning alone, numbered on from the episode's events. Kept apart, joined when read.
+    shadows: tuple[Replied | Failed | Told, ...] = ()
 
 
 class Feedback(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -132,17 +146,37 @@ class Feedback(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     payer: Payer = Payer()
 
 
+class Story(msgspec.Struct, frozen=True):
+    """A record, and all that was said of its reply until now, in the order it was said."""
+
+    record: Record
+    feedback: tuple[Feedback, ...]
+
+
 class Journal(Protocol):
     """Where episodes are kept. Writing never waits and never fails a request; what had to be dropped is counted."""
 
     dropped: int
+    last_error: str  # what could not be written or read last; "" when nothing
 
     def write(self, record: Record) -> None: ...
     def feedback(self, feedback: Feedback) -> None: ...
+    def shadow(self, decision_id: str, at_s: int, event: Replied | Failed | Told) -> None:
+        """What a shadow of this episode, which began at `at_s`, came to."""
+        ...
+
     def snapshot(self, hash: str, data: bytes) -> None: ...
     async def read(self, decision_id: str) -> Record | None: ...
     async def read_snapshot(self, hash: str) -> bytes | None: ...
     async def recent(self, limit: int) -> list[Record]: ...
+    def stories(self, since_s: int, until_s: int) -> AsyncIterator[list[Story]]:
+        """Every episode that began in since_s <= t < until_s, the oldest first, a piece at a time."""
+        ...
+
+    async def stray_feedback(self, since_s: int, until_s: int) -> int:
+        """How often something was said, in that time, of an episode that is not here."""
+        ...
+
     async def close(self) -> None: ...
 
 
@@ -169,7 +203,8 @@ class Outgoing(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class UpstreamError(Exception):
-    """A call that did not end in a reply. `dispatched`: the provider may have seen it, and may bill it."""
+    """A call that did not end in a reply. `dispatched`: the provider may have seen it, and may bill it. `usage`: of
+    a reply that could not be read, when it is known."""
 
     def __init__(
         self,
@@ -180,6 +215,7 @@ class UpstreamError(Exception):
         retry_after_ms: int | None = None,
         dispatched: bool = True,
         body: bytes = b"",
+        usage: Usage | None = None,
     ) -> None:
         super().__init__(message)
         self.kind: FailureKind = kind
@@ -187,7 +223,8 @@ class UpstreamError(Exception):
         self.status = status
         self.retry_after_ms = retry_after_ms
         self.dispatched = dispatched
-        self.body = body  # of the provider's error reply, bounded
+        self.body = body  # of the provider's error reply, bounded; of a reply that is none, all of it
+        self.usage = usage
 
 
 class Incoming(Protocol):

@@ -45,7 +45,7 @@ class Promise(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     made_s: int
     data_hash: str
     segments: tuple[Segment, ...]
-    similarity: float = 0.6  # of an agreement, as in `Accept`
+    similarity: float = 0.6  # of an agreement, the least at which replies say the same, as in `Accept`
 
     def segment(self, workload: str) -> Segment | None:
         """The one that a request of this workload falls under."""
@@ -69,9 +69,9 @@ class Ruling(msgspec.Struct, frozen=True):
     since_s: int | None = None
 
 
-def ruling(promise: Promise | None, workload: str, estimator: str, *, agreeing: int, similarity: float) -> Ruling:
+def ruling(promise: Promise | None, workload: str, estimator: str, *, agreeing: int | None) -> Ruling:
     """What this promise allows to a request of this workload under this estimator, where `agreeing` replies have to say
-    the same (0: none has to)."""
+    the same (0: none has to; None: as many as it was made for)."""
     if promise is None:
         return Ruling("promise_not_certified")
     if promise.estimator != estimator:
@@ -81,8 +81,8 @@ def ruling(promise: Promise | None, workload: str, estimator: str, *, agreeing: 
         return Ruling("promise_not_certified", promise.reference)
     if segment.status == "withdrawn":
         return Ruling("promise_withdrawn", promise.reference, since_s=segment.since_s)
-    if promise.kind == "agreement" and (agreeing < len(segment.models) or similarity < promise.similarity):
-        # Certified is what that many say alike; fewer voices, or voices less alike, were never tested.
+    if agreeing not in (None, len(segment.models) if promise.kind == "agreement" else 0):
+        # Certified is what exactly these models say alike, or what each of them says alone; nothing else was tested.
         return Ruling("promise_not_certified", promise.reference)
     judged = segment.models[0] if promise.kind == "agreement" else ""
     return Ruling("promise_holds", promise.reference, segment.models, segment.threshold, judged)

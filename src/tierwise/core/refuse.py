@@ -9,7 +9,8 @@ def refusal(episode: Episode, candidates: dict[str, Candidate]) -> Refuse:
     """The refusal of an episode that has no one left to ask. The strongest cause is told: what the caller can mend
     before what it can only wait for, money before failures."""
     failed = [event for event in episode.events if isinstance(event, Failed) and not event.helper]
-    denied = [event for event in episode.events if isinstance(event, Denied) and event.denial.code != "retry_budget"]
+    told_no = [event for event in episode.events if isinstance(event, Denied)]
+    denied = [event for event in told_no if event.denial.code != "retry_budget" and not event.explored]
     if any(event.kind == "rejected" for event in failed) and failed[-1].kind == "rejected":
         return Refuse("upstream_rejected", (("model", failed[-1].model), ("status", failed[-1].status)))
     if denied:

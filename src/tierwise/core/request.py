@@ -16,7 +16,7 @@ FEATURES_VERSION = 1
 
 Wire = Literal["openai_chat", "anthropic", "openai_embeddings"]
 LatencyClass = Literal["interactive", "background", "batch"]
-Criticality = Literal["user", "internal"]
+Criticality = Literal["user", "internal", "critical"]
 Task = Literal[
     "greeting",
     "extraction",
@@ -133,6 +133,10 @@ class Payer(msgspec.Struct, frozen=True, omit_defaults=True):
     organisation: str = ""
     tags: tuple[tuple[str, str], ...] = ()
     within: tuple[str, ...] = ()  # the keys that made this key, one after the other: their limits cover it
+
+
+# On the payer of whatever chance chose to ask, so that a budget of its own can bound it.
+EXPLORATION = ("traffic", "exploration")
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True):

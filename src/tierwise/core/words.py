@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from decimal import Decimal
 from itertools import zip_longest
+from string import Formatter
+from typing import Any
 
 from tierwise.core.budget import Lambda
-from tierwise.core.episode import Candidate, Fact, Reason
+from tierwise.core.episode import Candidate, Reason
 
 # Why a model was dropped, or passed over, or chosen.
 WHY_NOT = {
@@ -47,25 +51,32 @@ WHY_NOT = {
     "order": "it comes first in the policy's order",
     "price": "cost, risk of a miss and waiting together weigh least",
     "quality": "no model reaches the floor, and it comes nearest",
+    "promise": "the promise lets it answer, or falls back on it",
+    "beyond_promise": "it is expected to lose more than the promise allows",
     "retry": "nobody else is left, and its failure may have passed",
 }
 
 REASONS = {
     "chosen": "{model} was chosen by {by}",
-    "kept": "{models} models can serve the request, {dropped} cannot",
+    "kept": "{models:model} can serve the request, {dropped} cannot",
     "rule": "rule {rule} holds, so {then} applies",
     "no_rule": "no rule holds, so {otherwise} applies",
     "told": "asked about {topic}, a helper said {answer}",
     "helper_failed": "the helper for {topic} did not answer; routing goes on without it",
     "explored": "by chance ({rate} of requests, odds {odds} for this model) another model is tried",
-    "promise_not_certified": "promise {promise} is not certified, so nothing is saved on it",
+    "shadow": "by chance ({rate} of requests, odds {odds} for this model) {model} is asked as well, for learning alone",
+    "shadow_ungraded": "no other model could grade the reply of {model} and its shadow",
+    "promise_not_certified": "promise {promise} is not certified here, so nothing is saved on it",
+    "promise_withdrawn": "promise {promise} no longer holds here and was withdrawn, so nothing is saved on it",
+    "promise_of_another": "promise {promise} is about another estimator than the one that serves: calibrate again",
+    "promise_holds": "promise {promise} is certified here",
     "floor_unreachable": "no model reaches the expected quality {floor}; the nearest is taken",
     "min_quality_unreachable": "no model reaches the quality {min_quality} that was asked for; the nearest is taken",
     "max_latency_ms_unreachable": "no model is expected within {max_latency_ms} ms; the fastest is taken",
     "confidence_low": "the reply of {model} has confidence {figure}, too little",
     "confidence_unknown": "{model} tells no confidence, so its reply is not accepted",
     "check_failed": "the reply of {model} fails the check {figure}",
-    "not_agreed": "{replies} replies, and no {wanted} of them agree",
+    "not_agreed": "{replies:reply} came, and no {wanted} of them agree",
     "grade_low": "the reply of {model} was graded {score}, too little",
     "grade_good": "the reply of {model} was graded {score}",
     "grader_failed": "the grader did not answer, so the reply of {model} is not accepted",
@@ -74,21 +85,21 @@ REASONS = {
     "rung_skipped": "{left_ms} ms are left and this rung and the last need {needed_ms} ms, so it is skipped",
     "ceiling_set": "max_tokens is set to {max_tokens}, which the budget can hold",
     "retry": "{model} is asked again after {wait_ms} ms",
-    "calls_exhausted": "the request has made {calls} calls, its limit",
-    "attempts_exhausted": "{attempts} attempts have failed, the limit",
+    "calls_exhausted": "the request has made {calls:call}, its limit",
+    "attempts_exhausted": "the limit of {attempts:failed attempt} is reached",
 }
 
 
 def reason_text(reason: Reason) -> str:
     """The reason as a sentence, with where in the policy it was made."""
-    words = REASONS.get(reason.code, reason.code).format_map(_Facts(reason.facts))
+    words = _Sentences().vformat(REASONS.get(reason.code, reason.code), (), dict(reason.facts))
     return f"{words} ({reason.at})" if reason.at else words
 
 
 def candidate_text(candidate: Candidate) -> str:
     """Why this model was chosen, dropped or passed over."""
     words = WHY_NOT.get(candidate.code, candidate.code)
-    shown = ", ".join(f"{name} {value}" for name, value in candidate.facts if name != "over_nano")
+    shown = ", ".join(f"{name} {figure(value)}" for name, value in candidate.facts if name != "over_nano")
     return f"{words} ({shown})" if shown else words
 
 
@@ -110,8 +121,27 @@ def _cause_text(label: str, price: float, shares: tuple[float, float | None] | N
     return f"{used:.1%} of the budget {label} is spent or held{plan}{own}"
 
 
-class _Facts(dict[str, Fact]):
-    """Facts for a sentence; one that an older journal row does not have shows as a dash."""
+def counted(number: int, noun: str) -> str:
+    """1 model, 2 models, 2 replies."""
+    return f"{number:,} {noun if number == 1 else _many(noun)}"
 
-    def __missing__(self, name: str) -> str:
-        return "–"
+
+def _many(noun: str) -> str:
+    return f"{noun[:-1]}ies" if noun.endswith(("ly", "ry")) else f"{noun}s"
+
+
+def figure(value: object) -> str:
+    """A fact as people read it: a number never has an exponent."""
+    return f"{Decimal(repr(value)):f}" if isinstance(value, float) else str(value)
+
+
+class _Sentences(Formatter):
+    """Facts in a sentence: `{calls:call}` counts calls. One that an older journal row does not have shows as a dash."""
+
+    def get_value(self, key: int | str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        return kwargs.get(str(key), "–")
+
+    def format_field(self, value: Any, noun: str) -> str:
+        if not noun:
+            return figure(value)
+        return counted(value, noun) if isinstance(value, int) else f"{value} {_many(noun)}"

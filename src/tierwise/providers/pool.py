@@ -29,9 +29,12 @@ KEEPALIVE_S = 30.0
 DNS_CACHE_S = 30
 HEADER_LINE_BYTES = 16 * 1024
 HEADER_LINES = 128
-# aiohttp stops reading the socket at twice this. What a caller has not read yet is then at most 64 KiB and one read
-# of the socket (at most 256 KiB), whatever the provider sends.
-READ_BUFFER_BYTES = 32 * 1024
+# aiohttp stops reading the socket at twice this. What a caller has not read yet is then at most 32 KiB and one portion,
+# whatever the provider sends.
+READ_BUFFER_BYTES = 16 * 1024
+# Of one read of the socket. Left to itself a loop reads up to 256 KiB at once, and all of it waits for a caller who
+# reads slowly; larger portions than this save no time that could be measured.
+PORTION_BYTES = 16 * 1024
 _NO_TRACES: list[Any] = []
 
 
@@ -42,14 +45,18 @@ class Forbidden(OSError):
 class Line(ResponseHandler):
     """One connection. Knows whether it has been used before, and the body that it is carrying."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, portion: memoryview) -> None:
         super().__init__(loop)
+        self._portion = portion
         self.used = False
         self.body: aiohttp.StreamReader | None = None
         self._quiet: select.poll | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
+        cast("asyncio.Transport", transport).set_protocol(Portions(self, self._portion))
+        if transport.get_extra_info("sslcontext") is not None:  # what is still encrypted waits there as well
+            cast("Any", transport).set_read_buffer_limits(high=PORTION_BYTES)
         connected = transport.get_extra_info("socket")
         if connected is not None:
             self._quiet = select.poll()
@@ -88,6 +95,24 @@ class Line(ResponseHandler):
         )
 
 
+class Portions(asyncio.BufferedProtocol):
+    """Stands between the socket and its line, to say how much is read at once."""
+
+    def __init__(self, line: Line, portion: memoryview) -> None:
+        self._line = line
+        self._portion = portion
+        self.pause_writing = line.pause_writing  # type: ignore[method-assign]
+        self.resume_writing = line.resume_writing  # type: ignore[method-assign]
+        self.connection_lost = line.connection_lost  # type: ignore[method-assign]
+        self.eof_received = line.eof_received  # type: ignore[method-assign]
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return self._portion
+
+    def buffer_updated(self, nbytes: int) -> None:
+        self._line.data_received(bytes(self._portion[:nbytes]))
+
+
 class Pool:
     """One per process and event loop; made inside the running loop."""
 
@@ -102,7 +127,8 @@ class Pool:
             resolver=aiohttp.ThreadedResolver(),
             socket_factory=_socket,
         )
-        self._connector._factory = functools.partial(Line, loop=self.loop)  # type: ignore[assignment]
+        portion = memoryview(bytearray(PORTION_BYTES))  # shared by all: the loop fills it and has it read in one step
+        self._connector._factory = functools.partial(Line, loop=self.loop, portion=portion)  # type: ignore[assignment]
 
     def target(self, url: str) -> aiohttp.ClientRequest:
         """What `connect` wants to know of an address; made once per provider. Raises ValueError, UpstreamError."""

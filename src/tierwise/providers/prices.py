@@ -28,6 +28,7 @@ from tierwise.core.money import (
     PriceRow,
     Rates,
     Service,
+    dollars,
     usd_text,
     usd_to_nano,
 )
@@ -343,7 +344,7 @@ def _believable(name: str, value: Number) -> int:
     most = {"web_search_usd": MAX_SEARCH_NANO, "request_usd": MAX_REQUEST_NANO}.get(name)
     if most is not None:
         if nano > most:
-            raise ValueError(f"{name}: {value} is more than {usd_text(most)} USD for a single one")
+            raise ValueError(f"{name}: {usd_text(nano)} is more than {dollars(most)} for a single one")
         return nano * TOKENS_PER_PRICE if name == "web_search_usd" else nano
     if nano == 0:
         if name in _MAY_BE_ZERO:
@@ -351,13 +352,13 @@ def _believable(name: str, value: Number) -> int:
         raise ValueError(f"{name}: a price of zero must be said with free: true")
     if nano > MAX_RATE_NANO:
         raise ValueError(
-            f"{name}: {value} is more than {usd_text(MAX_RATE_NANO)} USD per million tokens; "
+            f"{name}: {usd_text(nano)} is more than {dollars(MAX_RATE_NANO)} per million tokens; "
             "the number wanted is the price of a million tokens, not of more"
         )
     if nano < _LEAST_USD_PER_MTOK * NANO_PER_USD:
         raise ValueError(
-            f"{name}: {value} is less than {_LEAST_USD_PER_MTOK} USD per million tokens; if it is the price of one "
-            f"token, write {usd_text(nano * TOKENS_PER_PRICE)}, and if nothing is paid, write free: true"
+            f"{name}: {usd_text(nano)} is less than {_LEAST_USD_PER_MTOK} USD per million tokens; if it is the price "
+            f"of one token, write {usd_text(nano * TOKENS_PER_PRICE)}, and if nothing is paid, write free: true"
         )
     return nano
 
@@ -380,7 +381,7 @@ def gpu_hour_price(usd_per_hour: Number, tokens_per_second: float, load: float, 
         ("input_weight", input_weight, 1.0),
     ):
         if not math.isfinite(number) or not 0 < number <= most:
-            raise ValueError(f"{name}: {number} must be above zero and at most {most:g}")
+            raise ValueError(f"{name}: {number} must be above zero and at most {most:.0f}")
     hour_nano = usd_to_nano(usd_per_hour, what="gpu_hour_usd")
     if hour_nano == 0:
         raise ValueError("gpu_hour_usd: a machine that costs nothing is said with free: true")
@@ -390,7 +391,7 @@ def gpu_hour_price(usd_per_hour: Number, tokens_per_second: float, load: float, 
     if output_rate > MAX_RATE_NANO:
         raise ValueError(
             f"gpu_hour_usd: {usd_per_hour} at {tokens_per_second:g} tokens per second and load {load:g} is more than "
-            f"{usd_text(MAX_RATE_NANO)} USD per million tokens; one of the three is off"
+            f"{dollars(MAX_RATE_NANO)} per million tokens; one of the three is off"
         )
     return Price((PriceRow(Rates.of(math.ceil(input_rate), math.ceil(output_rate))),), "gpu_hour")
 

@@ -19,9 +19,10 @@ import msgspec
 from tierwise.core.attempt import HELPER_CHARACTERS, HELPER_TOKENS
 from tierwise.core.budget import UNKNOWN_NANO, Charge, Denial, Hold
 from tierwise.core.catalogue import Model
-from tierwise.core.episode import Call, Episode, Failed, FailureKind, Serve
+from tierwise.core.episode import Call, Episode, Failed, Serve
 from tierwise.core.money import Service, Usage
 from tierwise.core.ports import Departure, Ledger, UpstreamError
+from tierwise.core.shadow import exploring
 from tierwise.core.snapshot import Snapshot
 from tierwise.core.weigh import billed_model, charged_nano
 from tierwise.routing.tokens import count
@@ -98,6 +99,7 @@ class Attempt:
         self.snapshot = snapshot
         self.episode = episode
         self.call = call
+        self.payer = exploring(episode.payer) if call.explored else episode.payer
         self.model: Model = snapshot.catalogue.models[call.model]
         self.id = f"{episode.id}.{number}"
         self.began = time.monotonic()
@@ -112,7 +114,7 @@ class Attempt:
         denial = await self.ledger.hold(
             Hold(
                 id=self.id,
-                payer=self.episode.payer,
+                payer=self.payer,
                 session=hints.session or "",
                 workflow=hints.workflow or "",
                 model=self.model.id,
@@ -192,15 +194,19 @@ class Attempt:
         )
         return worst
 
-    def failed(self, kind: FailureKind, status: int) -> int:
-        """Settles a call that failed. An error reply is not billed; a call that we gave up on, or that broke off, is,
-        unless the provider's row says otherwise."""
-        provider = self.snapshot.catalogue.providers[self.model.provider]
-        if not self.dispatched or status >= 300 or not provider.bills_abandoned:
+    def failed(self, error: UpstreamError) -> int:
+        """Settles a call that failed. An error reply is not billed; a call that we gave up on, that broke off, or whose
+        reply nobody can read, is, unless the provider's row says otherwise."""
+        provider, kind = self.snapshot.catalogue.providers[self.model.provider], error.kind
+        if not self.dispatched or error.status >= 300 or not provider.bills_abandoned:
             self.release()
             return 0
         if kind == "garbled":
-            return self.paid(self.read(), "").cost_nano or 0
+            usage = error.usage
+            if usage is None:
+                written = self.unread(len(error.body)) if error.body else self._written_by_now()
+                usage = Usage(input_tokens=self.expected_input, output_tokens=written, estimated=True)
+            return self.paid(usage, "").cost_nano or 0
         if kind in ("timeout", "cut", "too_large"):
             return self.worst()
         self.release()
@@ -213,19 +219,33 @@ class Attempt:
             return 0
         gone = self.dispatched or self.departure.gone
         if gone and self.snapshot.catalogue.providers[self.model.provider].bills_abandoned:
-            return self.paid(self._so_far(), "").cost_nano or 0
+            usage = Usage(input_tokens=self.expected_input, output_tokens=self._written_by_now(), estimated=True)
+            return self.paid(usage, "").cost_nano or 0
         self.release()
         return 0
 
-    def _so_far(self) -> Usage:
-        """What the provider can have written until now, of a reply that nobody saw: no faster than several times its
-        usual speed, no longer than the ceiling."""
-        features = self.episode.features
-        ceiling, replies = self.call.max_tokens or features.max_tokens or self.model.max_output_tokens, features.n
-        if not isinstance(self.call.about, Serve):  # the caller's wishes are none of a helper's
-            ceiling, replies = HELPER_TOKENS, 1
+    def unread(self, size_bytes: int) -> int:
+        """The tokens that so many bytes of a reply can have been, when nobody can read them: one each, no more than the
+        ceiling. What a model thinks before it writes is in none of them."""
+        thought = self._written_by_now() if "reasoning" in self.model.abilities else 0
+        ceiling, replies = self._ceiling()
+        return min(size_bytes + thought, ceiling * replies)
+
+    def _written_by_now(self) -> int:
+        """The tokens that the provider can have written until now, of a reply that nobody saw: no faster than several
+        times its usual speed, no longer than the ceiling."""
+        ceiling, replies = self._ceiling()
         fastest = math.ceil((time.monotonic() - self.began) * self.model.tokens_per_second * _FASTEST)
-        return Usage(input_tokens=self.expected_input, output_tokens=min(ceiling, fastest) * replies, estimated=True)
+        return min(ceiling, fastest) * replies
+
+    def _ceiling(self) -> tuple[int, int]:
+        """(the most tokens of one reply, how many replies)"""
+        features = self.episode.features
+        if self.model.kind == "embedding":
+            return 0, 1
+        if not isinstance(self.call.about, Serve):  # the caller's wishes are none of a helper's
+            return HELPER_TOKENS, 1
+        return self.call.max_tokens or features.max_tokens or self.model.max_output_tokens, features.n
 
     def _close(self, charge: Charge) -> None:
         if self.closed:
@@ -236,7 +256,7 @@ class Attempt:
         excess = charge.cost_nano - self.call.worst_case_nano
         if excess > 0 and self.call.bounded:
             what = f"decision {self.episode.id}: a call of {self.model.id}"
-            self.books.overspent(what, excess, self.ledger.balances(self.episode.payer, self.episode.hints))
+            self.books.overspent(what, excess, self.ledger.balances(self.payer, self.episode.hints))
 
 
 async def counted(attempt: Attempt, usage: Usage | None, output: str) -> Usage:
@@ -268,7 +288,7 @@ def failed_event(attempt: Attempt, error: UpstreamError, after_ms: int) -> Faile
         kind=error.kind,
         status=error.status,
         retry_after_ms=error.retry_after_ms,
-        cost_nano=attempt.failed(error.kind, error.status),
+        cost_nano=attempt.failed(error),
         helper=not isinstance(attempt.call.about, Serve),
         message=error.message[:500],
     )

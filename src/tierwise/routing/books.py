@@ -11,11 +11,12 @@ import msgspec
 
 from tierwise.core.budget import Balance
 from tierwise.core.episode import Failed
-from tierwise.core.money import usd_text
-from tierwise.core.ports import Journal, Record, Status, UpstreamError
+from tierwise.core.money import dollars
+from tierwise.core.ports import Journal, Record, Status, Upstream, UpstreamError
 from tierwise.routing.attempts import Errands
 from tierwise.routing.health import Health
 from tierwise.routing.ratios import Ratios
+from tierwise.routing.shadows import Shadows
 from tierwise.routing.tally import Tally
 from tierwise.routing.trace import Trace
 
@@ -27,12 +28,13 @@ ALERTS_KEPT = 1_000
 class Books:
     """One per router. A request enters, and leaves exactly once, after its story is written down."""
 
-    def __init__(self, journal: Journal, *, store_texts: bool) -> None:
+    def __init__(self, journal: Journal, upstream: Upstream, *, store_texts: bool) -> None:
         self.journal = journal
         self.store_texts = store_texts
         self.tally = Tally()
         self.health = Health()
         self.errands = Errands()
+        self.shadows = Shadows(self, upstream)
         self.ratios = Ratios()
         self._alerts: dict[tuple[str, str, str], float] = {}  # budget -> when it was last told of
         self.in_flight = 0
@@ -54,14 +56,14 @@ class Books:
             key = (each.scope, each.window, each.subject)
             if each.limit_nano is not None and now - self._alerts.get(key, -ALERT_S) >= ALERT_S:
                 self._alerts[key] = now
-                fresh.append(f"{each.scope} budget ({each.window}, {usd_text(each.limit_nano)} USD)")
+                fresh.append(f"{each.scope} budget ({each.window}, {dollars(each.limit_nano)})")
         if len(self._alerts) > ALERTS_KEPT:
             self._alerts = {key: told for key, told in self._alerts.items() if now - told < ALERT_S}
         if fresh:
             _log.warning(
-                "%s was billed %s USD above what was held; charged in full to: %s",
+                "%s was billed %s above what was held; charged in full to: %s",
                 what,
-                usd_text(excess_nano),
+                dollars(excess_nano),
                 ", ".join(fresh),
             )
 

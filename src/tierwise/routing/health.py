@@ -12,10 +12,13 @@ from collections.abc import Callable
 from tierwise.core.episode import FailureKind
 
 MAX_REST_MS = 60_000
-# A provider that keeps failing is asked again by at most this share of the requests that come (Finagle's retry budget).
-RETRY_SHARE = 0.2
-RETRY_START = 10.0
-RETRY_MOST = 100.0
+# A provider is asked again once for so many requests that come (a retry budget as Finagle has it), and so many retries
+# may be saved up: a lone request on a quiet gateway has them, and so do all that a blip hits at once. Among any N
+# requests in a row there are then at most 10 + N/10 retries, which from 100 requests on is a fifth of them. An answer
+# earns nothing: what a good day had saved up would all be spent on the first minute of a bad one.
+RETRY_REQUESTS = 10
+RETRY_RESERVE = 10
+_FULL = RETRY_REQUESTS * RETRY_RESERVE
 # So many failures in a row, and the model rests; a single one may be bad luck.
 PATIENCE = 3
 _BASE_REST_MS = 1_000
@@ -39,7 +42,7 @@ class Health:
         self._clock = clock
         self._dice = dice
         self._models: dict[str, _State] = {}
-        self._retries: dict[str, float] = {}
+        self._earned: dict[str, int] = {}  # by provider, in requests: a retry costs RETRY_REQUESTS of them
 
     def resting(self) -> tuple[tuple[str, int], ...]:
         """(model, milliseconds until it may be asked) of every model that rests now."""
@@ -57,10 +60,8 @@ class Health:
         state = self._models.get(model)
         return state.cause if state else ""
 
-    def answered(self, model: str, provider: str) -> None:
+    def answered(self, model: str) -> None:
         self._models.pop(model, None)
-        if provider in self._retries:
-            self._retries[provider] = min(RETRY_MOST, self._retries[provider] + 1)
 
     def failed(self, model: str, kind: FailureKind, retry_after_ms: int | None, message: str) -> None:
         """Count a failure; rest the model when the provider asks for it, or when there were too many in a row."""
@@ -83,13 +84,12 @@ class Health:
 
     def first(self, provider: str) -> None:
         """A first attempt earns its share of a retry."""
-        level = self._retries.get(provider, RETRY_START)
-        self._retries[provider] = min(RETRY_MOST, level + RETRY_SHARE)
+        self._earned[provider] = min(_FULL, self._earned.get(provider, _FULL) + 1)
 
     def take_retry(self, provider: str) -> bool:
         """Whether the provider may be asked once more; takes the retry when it may."""
-        level = self._retries.get(provider, RETRY_START)
-        if level < 1:
+        earned = self._earned.get(provider, _FULL)
+        if earned < RETRY_REQUESTS:
             return False
-        self._retries[provider] = level - 1
+        self._earned[provider] = earned - RETRY_REQUESTS
         return True

@@ -7,10 +7,10 @@ from typing import Any
 from tierwise.core.eligible import barred, unfit
 from tierwise.core.episode import Candidate, Denied, Episode, Failed, Refuse
 from tierwise.core.errors import Forbidden, Refused, RequestError
-from tierwise.core.money import NANO_PER_USD, usd_text
+from tierwise.core.money import NANO_PER_USD, dollars
 from tierwise.core.snapshot import Snapshot
 from tierwise.core.weigh import affordable_tokens, worst_case_nano
-from tierwise.core.words import WHY_NOT
+from tierwise.core.words import WHY_NOT, counted
 from tierwise.routing.health import Health
 
 # What a failed upstream means for the caller: try again later (503), or it will not get better by itself (502).
@@ -74,7 +74,7 @@ def _known(facts: dict[str, Any]) -> dict[str, Any]:
 
 def _money(code: str, facts: dict[str, Any], budget_status: int) -> RequestError:
     limit, scope = facts.get("limit_nano"), facts.get("scope") or "request"
-    of = f" of {usd_text(limit)} USD" if isinstance(limit, int) else ""
+    of = f" of {dollars(limit)}" if isinstance(limit, int) else ""
     whose = "prepaid balance" if scope == "credit" else f"{scope} budget{of}"
     if code == "held_by_others":
         return Refused(
@@ -94,14 +94,14 @@ def _money(code: str, facts: dict[str, Any], budget_status: int) -> RequestError
     )
 
 
-_RATES = {"token_limit": "tokens", "call_limit": "calls", "parallel_limit": "calls at once"}
+_RATES = {"token_limit": "token", "call_limit": "call", "parallel_limit": "call"}
 LONGEST_RETRY_S = 60  # no client should be told to try again by itself after more than this
 
 
 def _rate(code: str, facts: dict[str, Any], budget_status: int, at_s: int) -> RequestError:
     """Limits that time mends, unless they are for a lifetime or less than this one request may need."""
     scope, limit, used, resets = (facts.get(name) for name in ("scope", "limit", "used", "resets_at_s"))
-    said = f"the {scope} limit of {limit} {_RATES[code]} "
+    said = f"the {scope} limit of {counted(limit or 0, _RATES[code])}{' at once' * (code == 'parallel_limit')} "
     wait_s = 1 if code == "parallel_limit" else max(1, resets - at_s) if resets is not None else None
     if wait_s is None or (code == "token_limit" and not used):
         what = "does not cover what this request may use" if code == "token_limit" else "is used up"
@@ -114,7 +114,7 @@ def _rate(code: str, facts: dict[str, Any], budget_status: int, at_s: int) -> Re
             metadata=_known(facts),
             should_retry=False,
         )
-    what = "is reached" if code == "parallel_limit" else f"is reached ({used} used or held)"
+    what = "is reached" if code == "parallel_limit" else f"is reached ({used or 0:,} used or held)"
     return Refused(
         f"{said}{what}; try again in {wait_s} s",
         code=code,
@@ -129,7 +129,7 @@ def _stopped(code: str, facts: dict[str, Any]) -> RequestError:
     """An agent that has to stop, or at least to do something else."""
     scope, limit, used = (facts.get(name) for name in ("scope", "limit", "used"))
     said = {
-        "step_limit": f"this {scope} has used all its {limit} steps; begin a new {scope} or stop",
+        "step_limit": f"this {scope} has used all its {counted(limit or 0, 'step')}; begin a new {scope} or stop",
         "loop_stopped": f"the same call was made {used} times in this {scope}, one after the other or in turn with "
         "another, with the same result; change the request or stop",
         "deadline_passed": f"this {scope} began {used} s ago and may take {limit} s; begin a new {scope} or stop",

@@ -38,7 +38,7 @@ from tierwise.core.policy import Cascade
 from tierwise.core.ports import Feedback, Incoming, Journal, Ledger, Outgoing, Record, Upstream, UpstreamError
 from tierwise.core.request import Hints, Payer, Request
 from tierwise.core.snapshot import Snapshot, dump
-from tierwise.routing.attempts import Attempt, counted, failed_event, since_ms
+from tierwise.routing.attempts import Attempt, counted, failed_event, is_told, since_ms
 from tierwise.routing.books import Books
 from tierwise.routing.door import open_episode
 from tierwise.routing.health import Health
@@ -80,9 +80,10 @@ class Router:
         self.ledger = ledger
         self.journal = journal
         self.upstream = upstream
-        self.books = Books(journal, store_texts=store_texts)
+        self.books = Books(journal, upstream, store_texts=store_texts)
         self.tally = self.books.tally
         self.errands = self.books.errands
+        self.shadows = self.books.shadows
         self.budget_status = budget_status
         self._now = now
         self._draw = draw
@@ -120,10 +121,13 @@ class Router:
         self.books.end(trace, "dry_run")
         return trace.episode, decision
 
-    def standing(self, payer: Payer, hints: Hints) -> tuple[int, Lambda, tuple[Balance, ...]]:
-        """(the time, the price of money, every budget and credit above this payer), as they are now."""
-        at_s = int(self._now())
-        return at_s, self.ledger.money(payer, hints, at_s), self.ledger.balances(payer, hints)
+    def stamp(self) -> tuple[int, int]:
+        """(the time, the ledger's revision): as long as both are the same, so is what everybody has left."""
+        return int(self._now()), self.ledger.revision
+
+    def standing(self, payer: Payer, hints: Hints, at_s: int) -> tuple[Lambda, tuple[Balance, ...]]:
+        """(the price of money, every budget and credit above this payer), as they are now."""
+        return self.ledger.money(payer, hints, at_s), self.ledger.balances(payer, hints)
 
     async def record(self, decision_id: str, payer: Payer = Payer()) -> Record:
         """The record of a decision. Raises Unknown when there is none, or when it is another payer's."""
@@ -226,7 +230,7 @@ class Router:
         if call.again:
             if not self.health.take_retry(model.provider):
                 denial = Denial(scope="retry_budget", code="retry_budget")
-                return Denied(at=call.at, model=model.id, after_ms=since_ms(trace.started), denial=denial)
+                return _denied(trace, call, denial)
         else:
             self.health.first(model.provider)
         if call.wait_ms:
@@ -249,7 +253,7 @@ class Router:
         try:
             denial_or_none = await attempt.hold()
             if denial_or_none is not None:
-                return Denied(at=call.at, model=model.id, after_ms=since_ms(trace.started), denial=denial_or_none)
+                return _denied(trace, call, denial_or_none)
             trace.attempts += 1
             result = await self._ask(trace, attempt, replies)
             handed_over = isinstance(result, Streamed)
@@ -289,7 +293,7 @@ class Router:
                 incoming.close()
         except UpstreamError as error:
             return self._failed(trace, attempt, error)
-        self.health.answered(model.id, model.provider)
+        self.health.answered(model.id)
         trace.lost = tuple(dict.fromkeys((*trace.lost, *sent.lost)))
         return await self._replied(trace, attempt, reply, began, replies)
 
@@ -322,7 +326,8 @@ class Router:
             compared = asked is not None and not call.final
             return wire.read_reply(wire.wire_of(provider, sent.path), body, asked, compared=compared)
         except Garbled as error:
-            raise UpstreamError("garbled", str(error), status=200) from None
+            told = error.usage if error.usage is not None and is_told(error.usage, wrote=True) else None
+            raise UpstreamError("garbled", str(error), status=200, body=body, usage=told) from None
 
     async def _replied(
         self, trace: Trace, attempt: Attempt, reply: Reply, began: float, replies: dict[int, Reply]
@@ -382,6 +387,7 @@ class Router:
         body = (wire.deliver_stream if stream else wire.deliver)(trace.request, reply, bill)
         if self.books.store_texts:
             trace.reply_text = reply.text
+        self.shadows.follow(trace, self.ledger, reply.text)
         self.books.end(trace, "answered")
         return Answered(body=body, trace=trace, event_stream=stream)
 
@@ -396,17 +402,25 @@ class Router:
     async def drain(self, timeout_s: float) -> int:
         """Wait for what is under way, at most so long; then for every settlement. Returns how many were cut off."""
         self.stop()
+        until = time.monotonic() + timeout_s
         try:
             await asyncio.wait_for(self.books.idle(), timeout_s)
         except TimeoutError:
             _log.warning("%d requests were still under way after %.0f s", self.in_flight, timeout_s)
+        await self.shadows.drain(until - time.monotonic())
         return self.in_flight
 
     async def close(self) -> None:
         """After `drain`: settle, write down, let go."""
         self.stop()
+        await self.shadows.drain(0.0)
         await self.errands.drain()
         await self.ledger.drain()
         await self.upstream.close()
         await self.ledger.close()
         await self.journal.close()
+
+
+def _denied(trace: Trace, call: Call, denial: Denial) -> Denied:
+    after_ms = since_ms(trace.started)
+    return Denied(at=call.at, model=call.model, after_ms=after_ms, denial=denial, explored=call.explored)

@@ -6,6 +6,7 @@ that comes first (the provider's, an error's, the caller's) is the one that coun
 
 from __future__ import annotations
 
+import io
 import time
 
 import msgspec
@@ -21,6 +22,7 @@ from tierwise.routing.books import Books
 from tierwise.routing.tokens import count
 from tierwise.routing.trace import Trace
 from tierwise.wire.contract import Bill, Garbled, Sent
+from tierwise.wire.sources import MAX_KEPT_CHARACTERS
 
 # No tokenizer packs more characters into a token over a long text. A stream that is longer than its ceiling allows even
 # so is one whose provider ignores the ceiling, and it is cut.
@@ -29,6 +31,9 @@ _SLACK_CHARACTERS = 4_096
 # Our tokenizer is not the provider's: only a count this far above the ceiling says that the ceiling is ignored.
 _LOOSE = 1.5
 _SLACK_TOKENS = 64
+# A reply's text waits for the end, in case the provider tells no usage and it has to be counted. More than this does
+# not wait but is counted on the way: few replies are as long, and a caller who reads slowly holds no more than this.
+_UNCOUNTED_CHARACTERS = 20_000
 _LEAST_TOKENS = 8  # that are worth another count
 _CHARACTERS_BEFORE_COUNTING = 2  # for each token of the ceiling; a shorter reply is below it in nearly any language
 # Openings, pings and comments are not the reply: they wait for its first word, so that a provider which breaks off
@@ -60,7 +65,8 @@ class Streamed:
         total = (ceiling + trace.episode.features.reasoning_tokens) * trace.episode.features.n
         self._most_characters = total * _CHARACTERS_PER_TOKEN + _SLACK_CHARACTERS
         self._most_tokens = self._paid_tokens(total)
-        self._tokens = self._pieces = 0  # counted so far, and in how many pieces
+        self._tokens = 0  # counted so far
+        self._told: list[str] = []  # the text of those, where texts are kept
         self._count_at = total * _CHARACTERS_BEFORE_COUNTING
         self._checkpoint_at = began + CHECKPOINT_S
 
@@ -79,20 +85,25 @@ class Streamed:
     async def begin(self) -> None:
         """Wait for the reply's first word. Raises UpstreamError when none comes: until then nothing went to the caller,
         and another model may answer."""
+        received = 0
         try:
             while not self._has_begun():
                 chunk = await anext(self._chunks, None)
                 if chunk is None:
                     raise UpstreamError("cut", "the stream ended before it began", status=200)
+                received += len(chunk)
                 self._pending += self._relay.feed(chunk)
                 meter = self._relay.meter
                 if meter.error and not meter.output_characters:
                     raise UpstreamError("overloaded", meter.error)
                 if meter.done and not meter.output_characters and not meter.stop:
-                    raise UpstreamError("garbled", "the stream ended without saying anything", status=200)
+                    raise Garbled("the stream ended without saying anything")
         except Garbled as error:
             self._drop()
-            raise UpstreamError("garbled", str(error), status=200) from None
+            usage = self._relay.meter.usage
+            if usage is None or not (self._relay.meter.done and is_told(usage, wrote=False)):
+                usage = self._partial(self._attempt.unread(received))
+            raise UpstreamError("garbled", str(error), status=200, usage=usage) from None
         except BaseException:
             self._drop()
             raise
@@ -132,7 +143,9 @@ class Streamed:
                 out = self._relay.feed(chunk)
                 if time.monotonic() >= self._checkpoint_at:
                     self._checkpoint()
-                if self._relay.meter.output_characters > self._count_at and await self._too_much():
+                meter = self._relay.meter
+                due = meter.output_characters > self._count_at or meter.text.tell() > _UNCOUNTED_CHARACTERS
+                if due and await self._too_much():
                     return self._break(
                         "the provider went past the ceiling of tokens; the reply was cut", "over_ceiling"
                     )
@@ -147,7 +160,7 @@ class Streamed:
         complete = meter.done and not meter.error
         model = self._attempt.model
         if complete:
-            self._books.health.answered(model.id, model.provider)
+            self._books.health.answered(model.id)
         else:
             self._books.failed(model.id, UpstreamError("cut", meter.error or "the stream ended before its end"))
         self._end("answered" if complete else "broken", "" if complete else "cut")
@@ -161,8 +174,12 @@ class Streamed:
     async def _too_much(self) -> bool:
         """Whether the ceiling is ignored. Only what is new is counted, and not again before there could be too much."""
         meter = self._relay.meter
-        new, self._pieces = meter.pieces[self._pieces :], len(meter.pieces)
-        self._tokens += await count("".join(new))
+        text = meter.text.getvalue()
+        tokens = await count(text)  # which the caller's leaving can end: until it is done, the text stays to be counted
+        self._tokens, meter.text = self._tokens + tokens, io.StringIO()
+        kept = self._books.store_texts and meter.output_characters < MAX_KEPT_CHARACTERS
+        if kept or (not self._told and self._books.shadows.wanted(self.trace)):  # a grader is shown the beginning
+            self._told.append(text)
         room = max(self._most_tokens - self._tokens, _LEAST_TOKENS)
         self._count_at = meter.output_characters + room * _CHARACTERS_BEFORE_COUNTING
         return self._tokens > self._most_tokens or meter.output_characters > self._most_characters
@@ -199,8 +216,10 @@ class Streamed:
 
     async def _count_and_settle(self, status: Status, code: str) -> None:
         try:
-            text = "".join(self._relay.meter.pieces)
-            written = max(await count(text), 1 if self._relay.meter.output_characters else 0)
+            tokens = self._tokens + await count(self._relay.meter.text.getvalue())
+            written = max(tokens, 1 if self._relay.meter.output_characters else 0)
+            if unread := self._relay.meter.unread_bytes:
+                written = max(written, self._attempt.unread(written + unread))
             self._settle(self._partial(written), status, code)
         finally:
             self._attempt.abandon()
@@ -232,8 +251,11 @@ class Streamed:
         )
         self.trace.add(event)
         self.trace.delivered(event)
+        text = "".join(self._told) + meter.text.getvalue()
         if self._books.store_texts:
-            self.trace.reply_text = "".join(meter.pieces)
+            self.trace.reply_text = text
+        if status == "answered":
+            self._books.shadows.follow(self.trace, self._attempt.ledger, text)
         self._books.end(self.trace, status, code)
 
     def _bill(self, usage: Usage | None, served: str) -> Bill:

@@ -41,6 +41,8 @@ class Tally:
         self.routing_failures = 0
         self.overages = 0  # calls that were billed above what was held for them
         self.overage_nano = 0
+        self.shadows: dict[str, int] = defaultdict(int)  # what became of them
+        self.shadow_cost_nano = 0
 
     def count(self, record: Record) -> None:
         outcome, episode = record.outcome, record.episode

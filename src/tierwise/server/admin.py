@@ -10,7 +10,7 @@ from urllib.parse import parse_qsl
 from tierwise.core.errors import BadRequest, ConfigError, Forbidden, Unavailable
 from tierwise.server.desk import Desk
 from tierwise.server.forms import BudgetBody, CreditBody, KeyBody, converted
-from tierwise.server.http import reply_json
+from tierwise.server.http import Headers, reply_json
 from tierwise.wire import strict
 
 if TYPE_CHECKING:
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 ROTATE = "/rotate"
+NO_STORE: Headers = [(b"cache-control", b"no-store")]  # a secret is told once, and no cache on its way keeps it
 
 
 async def _keys(app: App, call: Call) -> None:
@@ -28,7 +29,7 @@ async def _keys(app: App, call: Call) -> None:
 async def _create_key(app: App, call: Call) -> None:
     body = converted(strict.load(call.body), KeyBody, "key")
     secret, shown = await _at_desk(app, call, lambda desk: desk.create(body))
-    await reply_json(call.send, 200, {**shown, "secret": secret})
+    await reply_json(call.send, 200, {**shown, "secret": secret}, NO_STORE)
 
 
 async def _key(app: App, call: Call) -> None:
@@ -47,7 +48,7 @@ async def _change_key(app: App, call: Call) -> None:
         raise BadRequest("a rotation takes `overlap_s`, whole seconds, and nothing else", code="invalid_key")
     name = call.tail.removesuffix(ROTATE)
     secret, shown = await _at_desk(app, call, lambda desk: desk.rotate(name, overlap_s))
-    await reply_json(call.send, 200, {**shown, "secret": secret})
+    await reply_json(call.send, 200, {**shown, "secret": secret}, NO_STORE)
 
 
 async def _revoke_key(app: App, call: Call) -> None:

@@ -26,6 +26,7 @@ from tierwise.routing.trace import Trace
 from tierwise.server.admin import DOORS as ADMIN_DOORS
 from tierwise.server.auth import ANYONE, Identity, Keyring, check_route, held_to_policies
 from tierwise.server.balance import Followers, balance
+from tierwise.server.guesses import Guesses
 from tierwise.server.http import (
     CALLER,
     EVENT_STREAM,
@@ -82,6 +83,7 @@ class App:
     ) -> None:
         self.router = router
         self.keys = keys
+        self.guesses = Guesses()
         self.body_limit_bytes = body_limit_bytes
         self.ready = ready
         self.runtime = runtime
@@ -131,7 +133,7 @@ class App:
                 code="path_not_found",
             )
         headers = headers_of(scope)
-        identity = self.keys.identify(headers) if path not in OPEN_PATHS else ANYONE
+        identity = self.guesses.identify(self.keys, headers, scope) if path not in OPEN_PATHS else ANYONE
         check_route(identity, path.removesuffix(tail))
         body = await read_body(scope, headers, receive, self.body_limit_bytes) if scope["method"] == "POST" else b""
         await door(self, Call(path, headers, body, identity, scope[CALLER], send, tail, scope.get("query_string", b"")))
@@ -403,7 +405,7 @@ async def _readyz(app: App, call: Call) -> None:
 
 
 async def _metrics(app: App, call: Call) -> None:
-    body, kind = render(app.router)
+    body, kind = render(app.router, app.guesses.rejected)
     await reply(call.send, 200, body, [(b"content-type", kind.encode())])
 
 

@@ -15,8 +15,9 @@ from urllib.parse import parse_qsl
 
 import msgspec
 
-from tierwise.core.budget import Balance, Lambda
+from tierwise.core.budget import Balance, Budget, Lambda
 from tierwise.core.errors import BadRequest, Refused, Unauthorised
+from tierwise.core.keys import applies
 from tierwise.core.money import usd_text
 from tierwise.core.request import Hints, Payer
 from tierwise.routing.trace import tightest_of
@@ -25,7 +26,7 @@ from tierwise.server.http import EVENT_STREAM, WhileConnected, reply_json
 if TYPE_CHECKING:
     from tierwise.server.app import App, Call
 
-LOOK_S = 0.25  # between two looks at the books
+LOOK_S = 0.25  # between two looks whether the books have changed
 STILL_HERE_S = 15.0  # what lies between tells nothing for longer than this is taken for dead by proxies
 UNREAD_S = 30.0  # a follower that takes longer to read what it is sent has gone without saying so
 MOST_FOLLOWERS = 200
@@ -36,11 +37,37 @@ QUESTIONS = ("session", "workflow")
 PRICE_DIGITS = 3
 
 
+class Look(msgspec.Struct, frozen=True):
+    """What a caller was told to have at one moment: the event, and what in it is worth another."""
+
+    stamp: tuple[int, int]
+    lasting: list[Any]
+    event: bytes
+
+
 class Followers:
-    """How many follow at the moment, in all and of each payer."""
+    """How many follow at the moment, in all and of each payer, and what they saw last.
+
+    What a caller has changes with the ledger's revision and from one second to the next, and never else. So all that
+    follow the same share one look, and where nothing happens there is one a second."""
 
     def __init__(self) -> None:
+        self.of_agents: tuple[Budget, ...] = ()  # that are above a caller only where it names a session or workflow
         self._of: dict[Payer, int] = {}
+        self._looks: dict[tuple[Payer, Hints], Look] = {}
+
+    def look(self, app: App, payer: Payer, hints: Hints) -> Look:
+        """As it is now."""
+        stamp = app.router.stamp()
+        found = self._looks.get((payer, hints))
+        if found is None or found.stamp != stamp:
+            now = _now(app, payer, hints, stamp[0])
+            found = Look(stamp, _lasting(now), _event("balance", {"at": _time(stamp[0]), **now}))
+            self._looks.pop((payer, hints), None)
+            self._looks[payer, hints] = found
+            if len(self._looks) > MOST_FOLLOWERS:
+                del self._looks[next(iter(self._looks))]  # the one whose followers have left, for the others look on
+        return found
 
     def __len__(self) -> int:
         return sum(self._of.values())
@@ -62,16 +89,17 @@ class Followers:
         own = self._of.pop(payer) - 1
         if own:
             self._of[payer] = own
+        if not self._of:
+            self._looks.clear()
 
 
 async def balance(app: App, call: Call) -> None:
     """The door. `?session=` and `?workflow=` ask for those of the caller as well."""
     hints = _asked(call.query)
     if "text/event-stream" not in call.headers.get("accept", ""):
-        at_s, money, balances = app.router.standing(call.identity.payer, hints)
-        await reply_json(
-            call.send, 200, {"at": _time(at_s), **told(money, balances)}, [(b"cache-control", b"no-store")]
-        )
+        at_s, _ = app.router.stamp()
+        now = _now(app, call.identity.payer, hints, at_s)
+        await reply_json(call.send, 200, {"at": _time(at_s), **now}, [(b"cache-control", b"no-store")])
         return
     payer = call.identity.payer
     app.followers.enter(payer)
@@ -96,17 +124,22 @@ async def follow(app: App, call: Call, hints: Hints) -> AsyncGenerator[bytes]:
         except Unauthorised as error:
             yield _event("end", {"reason": error.code, "message": error.message})
             return
-        at_s, money, balances = app.router.standing(payer, hints)
-        now = told(money, balances)
-        said = _lasting(now)
-        if said != before:
-            before, said_at = said, loop.time()
-            yield _event("balance", {"at": _time(at_s), **now})
+        look = app.followers.look(app, payer, hints)
+        if look.lasting is not before and look.lasting != before:
+            before, said_at = look.lasting, loop.time()
+            yield look.event
         elif loop.time() - said_at >= STILL_HERE_S:
             said_at = loop.time()
             yield b": nothing has changed\n\n"
-        await asyncio.sleep(LOOK_S)
+        await asyncio.sleep(_until_next_look(loop.time(), payer, hints))
     yield _event("end", {"reason": "draining", "message": "this instance is shutting down; come again"})
+
+
+def _until_next_look(at_s: float, payer: Payer, hints: Hints) -> float:
+    """All that follow the same look at the same moments, so that one look is enough for them; others at others, so that
+    the requests between them do not wait for everybody's."""
+    phase = hash((payer, hints)) % 64 / 64
+    return LOOK_S * (1.0 - (at_s / LOOK_S - phase) % 1.0)
 
 
 async def _send_all(call: Call, events: AsyncGenerator[bytes]) -> None:
@@ -127,7 +160,7 @@ def _lasting(told: dict[str, Any]) -> list[Any]:
     balances = [
         {**each, "starts_at": "", "resets_at": ""} if each["window"] == "minute" else each for each in told["balances"]
     ]
-    return [told["price_of_money"], told["causes"], told["left_nano"], balances]
+    return [told["price_of_money"], told["causes"], told["left_nano"], told["not_shown"], balances]
 
 
 def _event(name: str, data: dict[str, Any]) -> bytes:
@@ -157,15 +190,28 @@ def _asked(query: bytes) -> Hints:
 # ------------------------------------------------------------------------------------------------ what is told
 
 
-def told(money: Lambda, balances: tuple[Balance, ...]) -> dict[str, Any]:
+def _now(app: App, payer: Payer, hints: Hints, at_s: int) -> dict[str, Any]:
+    asked = {name for name in QUESTIONS if getattr(hints, name)}
+    further = {scope for budget in app.followers.of_agents if applies(budget, payer) for scope in scopes_of(budget)}
+    money, balances = app.router.standing(payer, hints, at_s)
+    return told(money, balances, tuple(sorted(further - asked)))
+
+
+def scopes_of(budget: Budget) -> set[str]:
+    """Which of QUESTIONS a caller has to answer before the budget is one above it."""
+    return {name for name in QUESTIONS if name == budget.scope or name in dict(budget.match)}
+
+
+def told(money: Lambda, balances: tuple[Balance, ...], not_shown: tuple[str, ...] = ()) -> dict[str, Any]:
     """Without the time, so that two of them differ only when something has changed. Amounts are exact: decimal text in
-    dollars, and whole nano-dollars."""
+    dollars, and whole nano-dollars. `not_shown`: what has further limits and was not asked for."""
     tightest = tightest_of(balances)
     return {
         "price_of_money": round(money.value, PRICE_DIGITS),
         "causes": [{"budget": name, "price_of_money": round(value, PRICE_DIGITS)} for name, value in money.causes],
         **_amount("left", max(tightest[0], 0) if tightest else None),
         "least_left_in": ("credit" if tightest[1].credit else tightest[1].scope) if tightest else None,
+        "not_shown": list(not_shown),
         "balances": [_told(each) for each in balances],
     }
 

@@ -8,26 +8,24 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Mapping
 from typing import Any
-from zoneinfo import ZoneInfo
 
 import msgspec
 
 from tierwise.core import keys
 from tierwise.core.budget import Budget
-from tierwise.core.errors import BadRequest, Conflict, Forbidden, Unauthorised, Unknown
+from tierwise.core.check_budget import BOUNDS, check, check_names
+from tierwise.core.errors import BadRequest, Conflict, Forbidden, Problem, Unauthorised, Unknown
 from tierwise.core.keys import Book, Credit, Grant, Issued, Limits, Placed, Registry
 from tierwise.core.money import MAX_NANO, NANO_PER_USD, usd_to_nano
 from tierwise.core.request import Payer
 from tierwise.core.snapshot import Snapshot
-from tierwise.server.forms import BudgetBody, CreditBody, KeyBody, converted
+from tierwise.server.forms import BudgetBody, CreditBody, KeyBody, MachineZones, converted
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}")
 MOST_USD = 1_000_000_000
 MOST_DAYS = 36_500
 MOST_OVERLAP_S = 30 * 86_400
 DAY_S = 86_400
-MOST_REPEATS = 32  # of so many steps at most the last are kept
-OF_AGENTS = ("steps", "repeats", "deadline_s")  # what only something with a beginning and an end can have
 _PAYER = ("user", "team", "organisation")
 
 
@@ -45,15 +43,17 @@ class Desk:
         budgets: tuple[Budget, ...] = (),
         snapshot: Snapshot | None = None,
         grantor: str | None = None,
+        checked: bool = True,
     ) -> None:
-        """`files` and `budgets` are those of the configuration file. Raises Unauthorised for a grantor that is none
-        any more."""
+        """`files` and `budgets` are those of the configuration file; `checked` False: it could not be read, so nobody
+        knows which tags there are. Raises Unauthorised for a grantor that is none any more."""
         self.registry = registry
         self.book = book
         self.at_s = at_s
         self.files = files
         self.file_budgets = budgets
         self.snapshot = snapshot
+        self.checked = checked
         self.issued = {key.grant.name: key for key in book.keys}
         self.grantor = self._grantor(grantor) if grantor is not None else None
 
@@ -143,6 +143,7 @@ class Desk:
     def set_budget(self, body: BudgetBody) -> dict[str, Any]:
         """In place of the one with the same scope, match and window, if it was set at runtime."""
         budget = _budget(body)
+        self._check_match(budget)
         self._must_govern(budget)
         self.registry.set_budget(budget)
         return _shown_budget(budget, "runtime")
@@ -242,6 +243,15 @@ class Desk:
         _must_be_known("allow", "model, tier or provider", body.allow, known)
         _must_be_known("policies", "policy", body.policies, policies)
 
+    def _check_match(self, budget: Budget) -> None:
+        """By the keys that the grantor may see, or the nearest name would tell of those that it may not."""
+        if not self.checked:
+            return
+        payers = [grant.payer for grant in self.files.values() if self._sees(grant)]
+        payers += [key.grant.payer for key in self.book.keys if key.revoked_s is None and self._sees(key.grant)]
+        found = check_names(budget, {name for payer in payers for name, _ in payer.tags})
+        _refuse(tuple(msgspec.structs.replace(each, where=f"match.{each.where}") for each in found))
+
     def _must_be_within(self, grant: Grant) -> None:
         if self.grantor is None:
             return
@@ -317,48 +327,31 @@ def _said(grant: Grant) -> dict[str, Any]:
 
 
 def _budget(body: BudgetBody) -> Budget:
-    limits = ("limit_usd", "tokens", "calls", "parallel", "steps", "repeats", "deadline_s")
-    if all(getattr(body, name) is None for name in limits):
-        raise _wrong("budget", "limit_usd", f"a budget limits something: give one of {', '.join(limits)}")
-    for name in limits[1:]:
-        _count("budget", name, getattr(body, name))
-    _effective(body, [name for name in limits if getattr(body, name) is not None])
     for name, value in body.match.items():
         for part in (name, value):
             if not part or len(part) > 200 or not part.isprintable() or set(part) & set(",=[]/"):
                 raise _wrong("budget", "match", f"{part[:50]!r} is empty, or has one of , = [ ] / in it")
-    try:
-        ZoneInfo(body.zone)
-    except (OSError, ValueError, KeyError):
-        raise _wrong("budget", "zone", f"{body.zone[:50]!r} is no time zone, like Europe/Vienna") from None
-    return Budget(
+    budget = Budget(
         scope=body.scope,
         match=tuple(sorted(body.match.items())),
         limit_nano=_nano("budget", "limit_usd", body.limit_usd),
-        **{name: getattr(body, name) for name in limits[1:]},
-        window=body.window,
+        **{name: getattr(body, name) for name in BOUNDS},
+        window=body.window or "lifetime",
         rolling=body.rolling,
-        zone=body.zone,
+        zone=body.zone or "UTC",
         hard=body.hard,
         reserve_nano=_nano("budget", "reserve_usd", body.reserve_usd),
     )
+    said = [name for name in ("window", "zone") if getattr(body, name) is not None]
+    _refuse(check(budget, MachineZones(), said=said))
+    return budget
 
 
-def _effective(body: BudgetBody, given: list[str]) -> None:
-    """As for the configuration file: a limit that nobody would feel is worse than none."""
-    if body.scope == "request" and body.window != "lifetime":
-        raise _wrong("budget", "window", "has no effect: a request is its own window")
-    if body.rolling and body.window == "lifetime":
-        raise _wrong("budget", "rolling", "needs a window that ends: minute, hour, day, week or month")
-    for name in given:
-        if name in OF_AGENTS and body.scope not in ("session", "workflow"):
-            raise _wrong("budget", name, "is for sessions and workflows; give `calls` instead")
-        if name != "limit_usd" and not body.hard:
-            raise _wrong("budget", name, "has no effect: a budget that is not hard refuses nothing")
-    if body.repeats is not None and not 2 <= body.repeats <= MOST_REPEATS:
-        raise _wrong("budget", "repeats", f"must be from 2 to {MOST_REPEATS}")
-    if body.reserve_usd is not None and not body.reserve_usd <= (body.limit_usd or 0):
-        raise _wrong("budget", "reserve_usd", "is held within limit_usd, so it needs one that is not below it")
+def _refuse(found: tuple[Problem, ...]) -> None:
+    """Raises BadRequest with all of them."""
+    if found:
+        said = "; ".join(str(each) if each.where else f"the budget {each.what}" for each in found)
+        raise BadRequest(said, code="invalid_budget", param=found[0].where or None)
 
 
 def _shown_budget(budget: Budget, source: str) -> dict[str, Any]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Literal, TypeVar
+from zoneinfo import ZoneInfo, available_timezones
 
 import msgspec
 
@@ -47,9 +48,9 @@ class BudgetBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     steps: int | None = None
     repeats: int | None = None
     deadline_s: int | None = None
-    window: Window = "lifetime"
+    window: Window | None = None  # a lifetime
     rolling: bool = False
-    zone: str = "UTC"
+    zone: str | None = None  # UTC
     hard: bool = True
     reserve_usd: float | None = None
 
@@ -61,6 +62,20 @@ class CreditBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     scope: Literal["user", "key", "team", "organisation"]
     subject: str
     amount_usd: float
+
+
+class MachineZones:
+    """`Zones` of core/check_budget: those of this machine."""
+
+    def __contains__(self, name: object) -> bool:
+        try:
+            ZoneInfo(str(name))
+        except (OSError, ValueError, KeyError):  # a folder, a path out of the tree, a name that is not there
+            return False
+        return True
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(available_timezones())
 
 
 def converted(value: Any, kind: Callable[..., T], what: str) -> T:

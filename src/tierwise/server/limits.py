@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from tierwise.core.budget import Balance
+from tierwise.core.budget import ROLLING_S, Balance
 from tierwise.core.request import Hints, Payer
 from tierwise.server.http import Headers
 
@@ -34,9 +34,9 @@ _Told = tuple[int, float, int]  # what is left, seconds until all of it is back,
 
 def _told(balance: Balance, limit: int | None, used: int, now: float) -> _Told:
     limit = limit or 0
-    end_s, start_s = balance.resets_at_s or 0, balance.starts_at_s or 0
-    # A window that moves gives back bit by bit; all of it is back when this second has left it.
-    wait_s = float(end_s - start_s) if balance.rolling else max(end_s - now, 0.0)
+    # A window that moves gives back bit by bit: all of it is back when what was used last has left it. It counts in
+    # parts, whole ones, so that may be a part later than a client would believe of a window of this length.
+    wait_s = float(ROLLING_S[balance.window]) if balance.rolling else max((balance.resets_at_s or 0) - now, 0.0)
     return max(limit - used, 0), wait_s if used else 0.0, limit
 
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from prometheus_client.core import Metric
 
 
-def render(router: Router) -> tuple[bytes, str]:
+def render(router: Router, rejected_guesses: int = 0) -> tuple[bytes, str]:
     """(body, content type) in Prometheus' text format."""
     from prometheus_client import CollectorRegistry, generate_latest
     from prometheus_client.exposition import CONTENT_TYPE_LATEST
@@ -21,14 +21,14 @@ def render(router: Router) -> tuple[bytes, str]:
 
     class Now(Collector):
         def collect(self) -> Iterator[Metric]:
-            return _families(router)
+            return _families(router, rejected_guesses)
 
     registry = CollectorRegistry()
     registry.register(Now())
     return generate_latest(registry), CONTENT_TYPE_LATEST
 
 
-def _families(router: Router) -> Iterator[Metric]:
+def _families(router: Router, rejected_guesses: int) -> Iterator[Metric]:
     from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
     tally = router.tally
@@ -60,11 +60,21 @@ def _families(router: Router) -> Iterator[Metric]:
     yield _histogram("tierwise_request_seconds", "From the request to its end.", tally.latency_ms)
     yield _histogram("tierwise_decision_seconds", "Our own time before the first call.", tally.own_ms)
     yield CounterMetricFamily("tierwise_escalations", "Requests with a second reply.", value=tally.escalations)
+    shadows = CounterMetricFamily("tierwise_shadows", "Models asked beside the reply.", labels=("outcome",))
+    for outcome, number in tally.shadows.items():
+        shadows.add_metric((outcome,), number)
+    yield shadows
+    yield CounterMetricFamily(
+        "tierwise_shadow_cost_usd", "What these cost.", value=tally.shadow_cost_nano / NANO_PER_USD
+    )
     yield CounterMetricFamily(
         "tierwise_routing_failures", "Decisions that failed; the reliable model answered.", value=tally.routing_failures
     )
     yield CounterMetricFamily(
         "tierwise_journal_dropped", "Records that could not be kept.", value=router.journal.dropped
+    )
+    yield CounterMetricFamily(
+        "tierwise_rejected_guesses", "Wrong keys after too many from their address.", value=rejected_guesses
     )
     yield GaugeMetricFamily("tierwise_open_holds", "Money set aside right now.", value=router.ledger.open_holds())
     yield GaugeMetricFamily("tierwise_in_flight", "Requests under way.", value=router.in_flight)
@@ -74,6 +84,13 @@ def _families(router: Router) -> Iterator[Metric]:
     info = GaugeMetricFamily("tierwise_snapshot_info", "The snapshot that serves.", labels=("hash",))
     info.add_metric((router.snapshot.hash,), 1)
     yield info
+    promises = GaugeMetricFamily(
+        "tierwise_promise", "Promises by workload and how they stand.", labels=("promise", "workload", "status")
+    )
+    for promise in router.snapshot.promises.values():
+        for segment in promise.segments:
+            promises.add_metric((promise.name, segment.workload, segment.status), 1)
+    yield promises
 
 
 def _histogram(name: str, text: str, histogram: Histogram) -> Metric:

@@ -17,6 +17,8 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from tierwise.server.http import BODY_IS_HERE, CALLER, Caller
 
 HEAD_BYTES = 64 * 1024
+# With more than this that a caller has not read, its stream waits, and so does the provider behind it.
+UNREAD_BYTES = 16 * 1024
 # A head that has begun and does not end in this time belongs to nobody who means well.
 HEAD_S = 10.0
 _OFFERS = re.compile(rb"(?im)^(?:upgrade|http2-settings):[^\r\n]*\r\n")
@@ -58,6 +60,7 @@ class Protocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         self._caller = Caller()
+        transport.set_write_buffer_limits(high=UNREAD_BYTES)
         super().connection_made(cast("asyncio.Transport", Joined(transport, self.loop)))
 
     def connection_lost(self, exc: Exception | None) -> None:

@@ -52,6 +52,7 @@ async def serve(
         _start(errands, watch(lambda: _reloaded(reload)))
     await app.runtime.refresh()  # what was prepaid counts from the first request on
     _start(errands, app.runtime.follow())
+    _start(errands, app.runtime.watch())
     serving = loop.create_task(_run(server, host, port))
     try:
         await _until_started(server, serving)

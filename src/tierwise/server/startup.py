@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 from tierwise.core.errors import ConfigError, Problem
 from tierwise.core.features import extract
-from tierwise.core.money import usd_text
+from tierwise.core.money import dollars, usd_text
 from tierwise.core.policy import Best, Cascade, Plan, Rules, Use
 from tierwise.core.request import Prompt, Turn
+from tierwise.core.words import counted
 
 if TYPE_CHECKING:
     from tierwise.config import Setup
@@ -130,9 +131,8 @@ def _priced(model: Any) -> str:
     rates = model.price.rows[0].rates
     if not rates.input_tokens and not rates.output_tokens:
         return f"{model.id} (free: {model.price.source})"
-    return (
-        f"{model.id} ({usd_text(rates.input_tokens)} / {usd_text(rates.output_tokens)} USD per million tokens in / out)"
-    )
+    both = f"{usd_text(rates.input_tokens)} / {dollars(rates.output_tokens)}"
+    return f"{model.id} ({both} per million tokens in / out)"
 
 
 def _policy(setup: Setup) -> str:
@@ -155,6 +155,6 @@ def _kind(plan: Plan) -> str:
         case Cascade(cascade=names):
             return f"cascade {' → '.join(names)}"
         case Rules(rules=rules):
-            return f"{len(rules)} rule{'s' * (len(rules) != 1)}"
+            return counted(len(rules), "rule")
         case _:
             return type(plan).__name__.lower()

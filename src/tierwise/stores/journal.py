@@ -12,15 +12,17 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from functools import partial
 from operator import add
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 
+from tierwise.core.episode import Failed, Replied, Told
 from tierwise.core.errors import Closed, TierwiseError
-from tierwise.core.ports import Feedback, Record
+from tierwise.core.ports import Feedback, Record, Story
 from tierwise.stores import journal_sql as sql
 from tierwise.stores.journal_rows import HOUR_S, RECENT_MAX, Total, counts, sums
 from tierwise.stores.ledger.windows import DAY_S
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
 BATCH_ROWS = 512  # rows in one transaction
 MANY = 64  # rows in one statement
 GATHER_S = 0.2  # how long the writer lets rows gather after the first; a reader cuts it short
+STORY_ROWS = 500  # read at once, so that no request's record waits long to be written
 FORGET_EVERY_S = 3_600.0
 FORGET_ROWS = 500  # deleted at once, so that writing does not wait long behind it
 
@@ -71,6 +74,12 @@ class _Snapshot(msgspec.Struct, frozen=True):
     data: bytes
 
 
+class _Shadow(msgspec.Struct, frozen=True):
+    decision_id: str
+    at_s: int
+    data: str
+
+
 class _Row(msgspec.Struct, frozen=True, gc=False):
     """A record as it goes into the file: text that holds on to nothing, where a record would keep a request's objects
     alive for the collector to walk through."""
@@ -83,7 +92,7 @@ class _Row(msgspec.Struct, frozen=True, gc=False):
     amounts: tuple[int, ...]  # () for a record that does not count
 
 
-_Thing = _Row | Feedback | _Snapshot
+_Thing = _Row | Feedback | _Snapshot | _Shadow
 _Item = _Thing | _Ask
 
 
@@ -118,6 +127,7 @@ class SqliteJournal:
         self._encode = msgspec.json.Encoder().encode
         self._record = msgspec.json.Decoder(Record)
         self._feedback = msgspec.json.Decoder(Feedback)
+        self._shadows = msgspec.json.Decoder(Replied | Failed | Told)
         self._connection = open_file(path)
         self._thread = threading.Thread(target=self._run, name="tierwise-journal", daemon=True)
         self._thread.start()
@@ -138,6 +148,9 @@ class SqliteJournal:
 
     def feedback(self, feedback: Feedback) -> None:
         self._put(feedback)
+
+    def shadow(self, decision_id: str, at_s: int, event: Replied | Failed | Told) -> None:
+        self._put(_Shadow(decision_id, at_s, self._encode(event).decode()))
 
     def snapshot(self, hash: str, data: bytes) -> None:
         self._put(_Snapshot(hash, data))
@@ -164,7 +177,7 @@ class SqliteJournal:
 
         def work(connection: apsw.Connection) -> Record | None:
             data = connection.execute(sql.READ_RECORD, (decision_id,)).get
-            return None if data is None else self._record.decode(data)
+            return None if data is None else self._whole(connection, decision_id, data)
 
         return await self._ask(work)
 
@@ -182,12 +195,51 @@ class SqliteJournal:
             found = []
             for decision_id, data in connection.execute(sql.READ_RECENT, (max(min(limit, RECENT_MAX), 0),)):
                 try:
-                    found.append(self._record.decode(data))
+                    found.append(self._whole(connection, decision_id, data))
                 except msgspec.MsgspecError as error:
                     self._lost(0, f"the record of {decision_id} cannot be read: {error}")
             return found
 
         return await self._ask(work)
+
+    async def stories(self, since_s: int, until_s: int) -> AsyncIterator[list[Story]]:
+        """Records with what was said of them, the oldest first, STORY_ROWS at a time. What is written meanwhile may be
+        among them. A row that cannot be read is left out and named in `last_error`."""
+        place: tuple[int, int] | None = (since_s, -1)
+        while place is not None:
+            found, place = await self._ask(partial(self._piece, place, until_s))
+            if found:
+                yield found
+
+    def _piece(
+        self, after: tuple[int, int], until_s: int, connection: apsw.Connection
+    ) -> tuple[list[Story], tuple[int, int] | None]:
+        """The stories after this (at_s, rowid), and the place of the last; None when there may be no more."""
+        rows: list[tuple[int, int, str, str]]
+        rows = connection.execute(sql.READ_BETWEEN, (*after, until_s, STORY_ROWS)).fetchall()  # type: ignore[assignment]
+        found = []
+        place = None
+        for at_s, rowid, decision_id, data in rows:
+            place = (at_s, rowid)
+            try:
+                said = connection.execute(sql.READ_FEEDBACK, (decision_id,))
+                feedback = tuple(self._feedback.decode(each) for (each,) in said)
+                found.append(Story(self._whole(connection, decision_id, data), feedback))
+            except msgspec.MsgspecError as error:
+                self._lost(0, f"the record of {decision_id} cannot be read: {error}")
+        return found, place if len(rows) == STORY_ROWS else None
+
+    async def stray_feedback(self, since_s: int, until_s: int) -> int:
+        def work(connection: apsw.Connection) -> int:
+            return int(connection.execute(sql.COUNT_STRAYS, (since_s, until_s)).get)
+
+        return await self._ask(work)
+
+    def _whole(self, connection: apsw.Connection, decision_id: str, data: str) -> Record:
+        """The record with its shadows."""
+        record = self._record.decode(data)
+        shadows = tuple(self._shadows.decode(each) for (each,) in connection.execute(sql.READ_SHADOWS, (decision_id,)))
+        return msgspec.structs.replace(record, shadows=shadows) if shadows else record
 
     async def feedback_of(self, decision_id: str) -> list[Feedback]:
         """What was said of one reply, in the order it was said."""
@@ -332,7 +384,7 @@ class SqliteJournal:
                 had = summed.get(row.place)
                 summed[row.place] = row.amounts if had is None else tuple(map(add, had, row.amounts))
 
-    def _add(self, item: Feedback | _Snapshot, faults: list[str]) -> None:
+    def _add(self, item: Feedback | _Snapshot | _Shadow, faults: list[str]) -> None:
         import apsw
 
         execute = self._connection.execute
@@ -341,6 +393,8 @@ class SqliteJournal:
                 case Feedback():
                     about = (item.decision_id, item.at_s, item.score, item.source)
                     execute(sql.ADD_FEEDBACK, (*about, self._encode(item)))
+                case _Shadow():
+                    execute(sql.ADD_SHADOW, (item.decision_id, item.at_s, item.data))
                 case _Snapshot():
                     execute(sql.ADD_SNAPSHOT, (item.hash, int(self._clock()), item.data))
         except (apsw.ConstraintError, apsw.MismatchError, TypeError, ValueError, OverflowError) as error:
@@ -360,6 +414,7 @@ class SqliteJournal:
                     self._awake.set()
                     return
                 self._connection.execute(sql.FORGET_FEEDBACK, (before_s,))
+                self._connection.execute(sql.FORGET_SHADOWS, (before_s,))
                 self._connection.execute(sql.FORGET_SNAPSHOTS, (before_s,))
         except Exception as error:  # tried again in an hour
             self._lost(0, f"{self.path}: old rows were not deleted: {error}")

@@ -64,6 +64,12 @@ ADD_FEEDBACK = """
 INSERT INTO feedback (decision_id, at_s, score, source, data) VALUES (?, ?, ?, ?, ?)
 """
 
+# What was asked beside an episode for learning alone.
+ADD_SHADOW = "INSERT INTO shadows (decision_id, at_s, data) VALUES (?, ?, ?)"
+
+# Of one episode, in its order.
+READ_SHADOWS = "SELECT data FROM shadows WHERE decision_id = ? ORDER BY rowid"
+
 # A snapshot under its hash; the same hash is the same data.
 ADD_SNAPSHOT = """
 INSERT INTO snapshots (hash, at_s, data) VALUES (?, ?, ?) ON CONFLICT (hash) DO NOTHING
@@ -74,6 +80,18 @@ READ_RECORD = "SELECT record FROM episodes WHERE id = ?"
 
 # The newest records; of one second, the last written first.
 READ_RECENT = "SELECT id, record FROM episodes ORDER BY at_s DESC, rowid DESC LIMIT ?"
+
+# The oldest records of some time, from a place on: (at_s, rowid) of the last one that is known.
+READ_BETWEEN = """
+SELECT at_s, rowid, id, record FROM episodes
+WHERE at_s >= ?1 AND (at_s, rowid) > (?1, ?2) AND at_s < ?3 ORDER BY at_s, rowid LIMIT ?4
+"""
+
+# What was said in some time of episodes that are not here.
+COUNT_STRAYS = """
+SELECT COUNT(*) FROM feedback
+WHERE at_s >= ? AND at_s < ? AND NOT EXISTS (SELECT 1 FROM episodes WHERE id = feedback.decision_id)
+"""
 
 # One snapshot by its hash.
 READ_SNAPSHOT = "SELECT data FROM snapshots WHERE hash = ?"
@@ -95,6 +113,9 @@ DELETE FROM episodes WHERE rowid IN (SELECT rowid FROM episodes WHERE at_s < ? O
 
 # Feedback that is past its time.
 FORGET_FEEDBACK = "DELETE FROM feedback WHERE at_s < ?"
+
+# Shadows that are past their time, which is that of their episode.
+FORGET_SHADOWS = "DELETE FROM shadows WHERE at_s < ?"
 
 # Snapshots that are past their time and that no episode was decided with; never the newest, which may still serve.
 FORGET_SNAPSHOTS = """
@@ -200,5 +221,15 @@ def read_columns_from_records(connection: apsw.Connection) -> None:
     )
 
 
+def create_shadows(connection: apsw.Connection) -> None:
+    """Shadows answer after the record of their episode was written, and that is written once."""
+    connection.execute(
+        """
+        CREATE TABLE shadows (decision_id TEXT NOT NULL, at_s INTEGER NOT NULL, data TEXT NOT NULL) STRICT;
+        CREATE INDEX shadows_decision ON shadows (decision_id);
+        """
+    )
+
+
 # The schema's version is the number of these that a file has seen. Only ever add to the end.
-MIGRATIONS = (create_first_tables, read_columns_from_records)
+MIGRATIONS = (create_first_tables, read_columns_from_records, create_shadows)

@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+
+import msgspec
 
 from tierwise.core.budget import Budget, Charge, Denial, Hold
+from tierwise.core.episode import Failed, Replied, Told
 from tierwise.core.errors import Closed
-from tierwise.core.ports import CLAIM_S, Claim, Feedback, Record
+from tierwise.core.ports import CLAIM_S, Claim, Feedback, Record, Story
 from tierwise.core.request import Payer
 from tierwise.stores.journal_rows import RECENT_MAX, Total, newest, totals_of
 from tierwise.stores.ledger.books import Books
@@ -27,7 +30,9 @@ class MemoryLedger(Reads):
 
     def __init__(self, budgets: tuple[Budget, ...] = (), clock: Callable[[], float] = time.time) -> None:
         self.books = Books(budgets)
+        self.last_error = ""
         self._clock = clock
+        self._varied: set[str] = set()
         self._claims: OrderedDict[tuple[Payer, str], tuple[int, Claim]] = OrderedDict()
 
     async def hold(self, hold: Hold) -> Denial | None:
@@ -49,6 +54,14 @@ class MemoryLedger(Reads):
 
     async def grant(self, id: str, scope: str, subject: str, amount_nano: int) -> bool:
         return self.books.grant(id, scope, subject, amount_nano, self._now_s())
+
+    async def vary(self, id: str, line: str, subject: str, amount_nano: int, note: str) -> bool:
+        if id in self._varied:
+            return False
+        if not self.books.vary(line, subject, amount_nano, self._now_s(), note):
+            raise ValueError(f"{amount_nano} nano-dollars cannot be posted to {line}")
+        self._varied.add(id)
+        return True
 
     async def claim(self, payer: Payer, key: str, fingerprint: str, decision: str) -> Claim | None:
         now, claims = self._now_s(), self._claims
@@ -94,6 +107,11 @@ class MemoryJournal:
         if len(self._records) > self._limit:
             self._records.popitem(last=False)
 
+    def shadow(self, decision_id: str, at_s: int, event: Replied | Failed | Told) -> None:
+        if not self._refuses() and decision_id in self._records:
+            record = self._records[decision_id]
+            self._records[decision_id] = msgspec.structs.replace(record, shadows=(*record.shadows, event))
+
     def feedback(self, feedback: Feedback) -> None:
         if not self._refuses():
             self._feedback.append(feedback)
@@ -117,6 +135,18 @@ class MemoryJournal:
         """The newest first, at most RECENT_MAX."""
         self._must_be_open()
         return newest(self._records.values(), min(limit, RECENT_MAX))
+
+    async def stories(self, since_s: int, until_s: int) -> AsyncIterator[list[Story]]:
+        """All at once: there are never many."""
+        self._must_be_open()
+        found = [record for record in self._records.values() if since_s <= record.episode.at_s < until_s]
+        if found:
+            found.sort(key=lambda record: record.episode.at_s)
+            yield [Story(record, tuple(await self.feedback_of(record.episode.id))) for record in found]
+
+    async def stray_feedback(self, since_s: int, until_s: int) -> int:
+        self._must_be_open()
+        return sum(since_s <= each.at_s < until_s and each.decision_id not in self._records for each in self._feedback)
 
     async def feedback_of(self, decision_id: str) -> list[Feedback]:
         """What was said of one reply, in the order it was said."""

@@ -1,4 +1,5 @@
-"""Keys, budgets and credits that are made at runtime: one SQLite file beside the ledger, for several processes.
+"""Keys, budgets, credits and variances that are made at runtime: one SQLite file beside the ledger, for several
+processes.
 
 A command writes it, a running gateway sees that it has changed and reads it anew. Secrets are not in it: only their
 HMAC-SHA-256 under a pepper that lies in a file of its own, so that neither file alone tells anything about a key.
@@ -21,7 +22,7 @@ import msgspec
 
 from tierwise.core.budget import Budget
 from tierwise.core.errors import ConfigError, Conflict, Problem, Unknown
-from tierwise.core.keys import SECRET_START, Book, Credit, Grant, Issued, Secrets, budget_id
+from tierwise.core.keys import SECRET_START, Book, Credit, Grant, Issued, Secrets, Variance, budget_id
 from tierwise.stores import registry_sql as sql
 from tierwise.stores.sqlite_file import write_ahead
 
@@ -75,6 +76,10 @@ class SqliteRegistry:
                 credits=tuple(
                     Credit(id=id, scope=scope, subject=subject, amount_nano=amount, at_s=at_s, made_by=made_by)
                     for id, scope, subject, amount, at_s, made_by in connection.execute(sql.READ_CREDITS)
+                ),
+                variances=tuple(
+                    Variance(id=id, line=line, subject=subject, amount_nano=amount, note=note, at_s=at_s)
+                    for id, line, subject, amount, note, at_s in connection.execute(sql.READ_VARIANCES)
                 ),
             )
 
@@ -144,6 +149,17 @@ class SqliteRegistry:
                 code="credit_exists",
             )
         return False
+
+    def add_variances(self, variances: Iterable[Variance]) -> None:
+        """Raises Conflict when an id was used for another amount: somebody else has posted another bill meanwhile."""
+        with self._transaction() as connection:
+            for each in variances:
+                known = next(connection.execute(sql.READ_VARIANCE, (each.id,)), None)
+                if known is None:
+                    connection.execute(sql.ADD_VARIANCE, msgspec.structs.astuple(each))
+                elif known != (each.amount_nano,):
+                    what = "another bill was posted at the same moment, so nothing was posted of this one; compare anew"
+                    raise Conflict(f"{each.subject}: {what}", code="variance_exists")
 
     def close(self) -> None:
         with self._lock:
@@ -226,11 +242,11 @@ def _open(path: Path | None, pepper: bytes) -> apsw.Connection:
         connection.set_busy_timeout(BUSY_MS)
         if (verdict := connection.execute("PRAGMA quick_check(1)").get) != "ok":
             raise apsw.CorruptError(str(verdict))
-        if path is not None:
-            write_ahead(connection, BUSY_MS)
         connection.pragma("synchronous", "full")  # a revoked key stays revoked after a power cut
         connection.pragma("foreign_keys", True)
         _migrate(connection, pepper, may_begin=path is None or _is_young(path.with_name(PEPPER_FILE)))
+        if path is not None:  # only now: a file that is not for us stays as it is, its journal mode too
+            write_ahead(connection, BUSY_MS)
     except OSError as error:
         raise _unusable(path, f"cannot be made there ({error.strerror}); name another folder with --state") from None
     except (apsw.Error, ConfigError) as error:
@@ -276,17 +292,19 @@ def _brought(connection: apsw.Connection, pepper: bytes, may_begin: bool) -> Non
         what = f"was written by a newer Tierwise (schema {version}, this one knows {sql.VERSION}); upgrade"
         raise ConfigError((Problem("", what),))
     proof = hmac.digest(pepper, _CHECKED, hashlib.sha256)
+    for migration in sql.MIGRATIONS[version:]:
+        connection.execute(migration)
     if version == 0:
-        connection.execute(sql.SCHEMA)
         connection.execute(sql.ADD_PEPPER_CHECK, (proof,))
         connection.pragma("application_id", sql.APPLICATION)
-        connection.pragma("user_version", sql.VERSION)
     elif not hmac.compare_digest(connection.execute(sql.READ_PEPPER_CHECK).get or b"", proof):
         what = (
             f"was made with another pepper, so no key in it can be known; put back the file {PEPPER_FILE!r} that "
             "belongs to it, or move both away and make the keys anew"
         )
         raise ConfigError((Problem("", what),))
+    if version < sql.VERSION:
+        connection.pragma("user_version", sql.VERSION)
 
 
 def _pepper(path: Path) -> bytes:

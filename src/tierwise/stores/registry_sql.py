@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-VERSION = 1  # as PRAGMA user_version
 APPLICATION = 0x74777267  # "twrg", as PRAGMA application_id: whose file it is
 
 SCHEMA = """
@@ -31,6 +30,19 @@ CREATE TABLE credits (
 ) STRICT;
 CREATE TABLE facts (name TEXT PRIMARY KEY, value BLOB NOT NULL) STRICT, WITHOUT ROWID;
 """
+VARIANCES = """
+CREATE TABLE variances (
+    number INTEGER PRIMARY KEY,
+    id TEXT NOT NULL UNIQUE,
+    line TEXT NOT NULL,
+    subject TEXT NOT NULL,
+    amount_nano INTEGER NOT NULL,
+    note TEXT NOT NULL,
+    at_s INTEGER NOT NULL
+) STRICT;
+"""
+MIGRATIONS = (SCHEMA, VARIANCES)  # only ever add to the end
+VERSION = len(MIGRATIONS)  # as PRAGMA user_version: how many of them a file has seen
 
 READ_TABLES = "SELECT count(*) FROM sqlite_schema"
 READ_PEPPER_CHECK = "SELECT value FROM facts WHERE name = 'pepper'"
@@ -40,6 +52,8 @@ READ_KEYS = "SELECT grants, prefix, made_s, rotated_s, revoked_s FROM keys ORDER
 READ_SECRETS = "SELECT hash, key, until_s FROM secrets ORDER BY hash"
 READ_BUDGETS = "SELECT budget FROM budgets ORDER BY id"
 READ_CREDITS = "SELECT id, scope, subject, amount_nano, at_s, made_by FROM credits ORDER BY number"
+READ_VARIANCES = "SELECT id, line, subject, amount_nano, note, at_s FROM variances ORDER BY number"
+READ_VARIANCE = "SELECT amount_nano FROM variances WHERE id = ?"
 READ_KEY = "SELECT revoked_s FROM keys WHERE name = ?"
 READ_CREDIT = "SELECT scope, subject, amount_nano FROM credits WHERE id = ?"
 
@@ -54,3 +68,4 @@ REVOKE_KEY = "UPDATE keys SET revoked_s = ? WHERE name = ? AND revoked_s IS NULL
 SET_BUDGET = "INSERT INTO budgets (id, budget) VALUES (?, ?) ON CONFLICT (id) DO UPDATE SET budget = excluded.budget"
 REMOVE_BUDGET = "DELETE FROM budgets WHERE id = ?"
 ADD_CREDIT = "INSERT INTO credits (id, scope, subject, amount_nano, at_s, made_by) VALUES (?, ?, ?, ?, ?, ?)"
+ADD_VARIANCE = "INSERT INTO variances (id, line, subject, amount_nano, note, at_s) VALUES (?, ?, ?, ?, ?, ?)"

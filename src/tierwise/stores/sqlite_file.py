@@ -62,6 +62,7 @@ def open_file(path: Path, kind: Kind = JOURNAL, vfs: str | None = None, *, check
         connection.set_busy_timeout(kind.busy_ms)
         if checked and path.stat().st_size <= CHECK_BYTES_MAX:
             _check(connection)
+        _version(connection, path, kind)  # a file that is not for us stays as it is, its journal mode too
         write_ahead(connection, kind.busy_ms)
         connection.pragma("synchronous", kind.synchronous)
         connection.pragma("journal_size_limit", WAL_BYTES_KEPT)
@@ -115,22 +116,24 @@ def _migrate(connection: apsw.Connection, path: Path, kind: Kind) -> None:
             if connection.in_transaction:  # a full disk has rolled back by itself
                 connection.execute("ROLLBACK")
             raise
-        if version > known:
-            what = (
-                f"a newer Tierwise has written this {kind.noun} (schema {version}, this one knows {known}); "
-                "upgrade, or name another file"
-            )
-            raise unusable(path, what)
         if version == known:
             return
 
 
 def _version(connection: apsw.Connection, path: Path, kind: Kind) -> int:
-    """How many migrations the file has seen; 0 for a new one. Asks the file, not what SQLite remembers of it."""
+    """How many migrations the file has seen; 0 for a new one. Asks the file, not what SQLite remembers of it. Raises
+    ConfigError for a file of another program or of a newer version."""
     tables = {name for (name,) in connection.execute(sql.READ_TABLES)}
     if tables and "schema_version" not in tables:
         raise unusable(path, f"this is the database of another program; name another file for the {kind.noun}")
-    return int(connection.execute(sql.READ_VERSION).get or 0) if tables else 0
+    version, known = int(connection.execute(sql.READ_VERSION).get or 0) if tables else 0, len(kind.schema.MIGRATIONS)
+    if version > known:
+        what = (
+            f"a newer Tierwise has written this {kind.noun} (schema {version}, this one knows {known}); "
+            "upgrade, or name another file"
+        )
+        raise unusable(path, what)
+    return version
 
 
 def explained(path: Path, kind: Kind, error: apsw.Error | msgspec.MsgspecError | ConfigError) -> ConfigError:

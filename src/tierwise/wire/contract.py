@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -77,10 +78,11 @@ class Meter:
         "done",
         "error",
         "output_characters",
-        "pieces",
         "served",
         "service",
         "stop",
+        "text",
+        "unread_bytes",
         "usage",
     )
 
@@ -90,9 +92,10 @@ class Meter:
         self.service: Service | None = None
         self.stop = ""
         self.output_characters = 0
-        self.pieces: list[str] = []  # generated text, bounded, for our own count
+        self.text = io.StringIO()  # generated and not yet counted, bounded; whoever counts it puts a new one here
         self.done = False  # the stream came to its own end
         self.error = ""  # an error event inside the stream
+        self.unread_bytes = 0  # from the event on that nobody could read, as far as it came
         self.confidence_sum = 0.0
         self.confidence_n = 0
 

@@ -53,11 +53,16 @@ class _Base:
         if self._over and not self.meter.error:
             return b""  # after the end; what a provider still sends is nobody's
         out: list[bytes] = []
+        events: list[bytes] = []
+        taken = 0
         try:
-            for raw in self._splitter.feed(chunk):
+            events = self._splitter.feed(chunk)
+            for raw in events:
                 self._take(raw, out)
+                taken += 1
         except Garbled as error:
             error.usage = error.usage or self.meter.usage
+            self.meter.unread_bytes = sum(map(len, events[taken:])) + len(self._splitter.rest())
             if not out:
                 raise
             self._broken = error  # what was good before it goes out first

@@ -31,7 +31,7 @@ from tierwise.wire.replies import ANTHROPIC_STOPS, OPENAI_STOPS, load_reply, ope
 from tierwise.wire.usage import from_anthropic, from_openai, served_at
 
 Json = dict[str, Any]
-MAX_KEPT_CHARACTERS = 1 << 20  # of generated text, for our own count; beyond it only characters are counted
+MAX_KEPT_CHARACTERS = 1 << 20  # of generated text, where nobody counts and takes it; beyond it nothing is kept
 MAX_ERROR_CHARACTERS = 500
 
 
@@ -116,8 +116,8 @@ def error_text(error: Any) -> str:
 
 def keep(meter: Meter, text: str) -> None:
     """Count generated text, and keep it while there is room."""
-    if meter.output_characters < MAX_KEPT_CHARACTERS:
-        meter.pieces.append(text)
+    if meter.text.tell() < MAX_KEPT_CHARACTERS:
+        meter.text.write(text)
     meter.output_characters += len(text)
 
 
@@ -327,6 +327,8 @@ class AnthropicSource:
                 for key in ("text", "thinking", "name"):
                     if type(text := event.content_block.get(key)) is str and text:
                         keep(meter, text)
+                if arguments := event.content_block.get("input"):  # whole, and not in pieces
+                    keep(meter, msgspec.json.encode(arguments).decode())
             case "message_start" if event.message is not None:
                 if type(model := event.message.get("model")) is str:
                     meter.served = model

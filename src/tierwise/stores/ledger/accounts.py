@@ -422,21 +422,3 @@ def _matches(name: str, value: str, payer: Payer, session: str, workflow: str) -
             return workflow == value
         case _:
             return (name, value) in payer.tags
-
-
-def faults_of(account: Account, pending_nano: int, open_holds: int, entered_nano: int) -> list[str]:
-    """What is wrong with one account, given what its open holds and its entries in memory sum up to."""
-    name = f"{account.line.label} {account.subject!r}"
-    entered = account.carried_nano + entered_nano
-    wrong = []
-    if account.posted_nano != entered:
-        wrong.append(f"{name}: posted {account.posted_nano}, but its entries sum to {entered}")
-    if account.pending_nano != pending_nano or account.open != open_holds:
-        wrong.append(f"{name}: pending {account.pending_nano}, but its open holds sum to {pending_nano}")
-    if account.bound_nano is not None and account.line.budget.hard and not account.line.rolling:
-        over = account.posted_nano + account.pending_nano - account.bound_nano - account.overage_nano
-        if over > 0:
-            wrong.append(f"{name}: {over} nano-dollars above its limit and overage")
-    if account.steps < 0 or account.calls < 0 or account.tokens < 0:
-        wrong.append(f"{name}: {account.steps} steps, {account.calls} calls, {account.tokens} tokens")
-    return wrong

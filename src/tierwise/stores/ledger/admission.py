@@ -74,16 +74,19 @@ def refusals(standing: Standing, hold: Hold, amount_nano: int) -> list[Refusal]:
 
 
 def repeated(recent: tuple[str, ...], fingerprint: str) -> int:
-    """How often the same call was just made in a row, or, where two calls take turns, how often this one was."""
-    row = 0
-    while row < len(recent) and recent[-1 - row] == fingerprint:
-        row += 1
-    if row or len(recent) < 2:
-        return row
-    other, turns = recent[-1], 0
-    while 2 * turns + 1 < len(recent) and recent[-1 - 2 * turns] == other and recent[-2 - 2 * turns] == fingerprint:
-        turns += 1
-    return turns
+    """How often the same call was just made in a row; or, where nothing but two calls was made, in turn or each several
+    times at once, how often both of them were."""
+    own = others = row = 0
+    other = ""
+    for each in reversed(recent):
+        if each == fingerprint:
+            own += 1
+            row += not others
+        elif each == (other := other or each):
+            others += 1
+        else:
+            break
+    return max(row, min(own, others))
 
 
 def without_last(recent: tuple[str, ...], fingerprint: str) -> tuple[str, ...]:

@@ -1,7 +1,8 @@
 """Whether a ledger's file is what it says: every law of money and every link of the chain, one sentence for each fault.
 
 Reads only, one moment's state of the file, also while a gateway writes it; in bounded memory, however long the ledger
-is. Knows no configuration: what an account was allowed stands in the account.
+is. Knows no configuration: what an account was allowed stands in the account. What `prune` has let go of may be gone,
+and nothing else.
 """
 
 from __future__ import annotations
@@ -66,7 +67,7 @@ def faults(connection: apsw.Connection, seen: Audit) -> Iterator[str]:
                 yield f"the ledger cannot be summed up: {error}"
         for name in ("account", "hold"):
             setattr(seen, f"{name}s", connection.execute(f"SELECT count(*) FROM {name}").get)  # noqa: S608
-    except (apsw.CorruptError, apsw.NotADBError, apsw.IOError) as error:
+    except (apsw.CorruptError, apsw.NotADBError, apsw.IOError, UnicodeDecodeError) as error:
         yield f"the file cannot be read further: {error}"
     finally:
         if connection.in_transaction:
@@ -140,6 +141,13 @@ def _no_hold(row: Row) -> str:
     return f"hold {row[0]!r} has entries and is not in the ledger"
 
 
+def _pruned(row: Row) -> str:
+    return (
+        f"{row[0]} holds with {row[1]} n$ on all accounts were let go of, "
+        f"but {row[2]} are gone, whose entries sum to {row[3]}"
+    )
+
+
 LAWS: tuple[tuple[str, Callable[[Row], str]], ...] = (
     (sql.WRONG_POSTED, _posted),
     (sql.WRONG_CREDIT, _credit),
@@ -147,4 +155,5 @@ LAWS: tuple[tuple[str, Callable[[Row], str]], ...] = (
     (sql.ABOVE_LIMIT, _above),
     (sql.WRONG_CLOSED, _closed),
     (sql.NO_HOLD, _no_hold),
+    (sql.WRONG_PRUNED, _pruned),
 )

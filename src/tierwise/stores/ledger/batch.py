@@ -10,7 +10,7 @@ import msgspec
 
 from tierwise.stores.ledger.accounts import Counts, Key
 from tierwise.stores.ledger.file import account_row, hold_row
-from tierwise.stores.ledger.rows import Changes, Entry, HoldRow
+from tierwise.stores.ledger.rows import Changes, Entry, HoldRow, has_row
 from tierwise.stores.ledger.writer import Row, Rows
 
 _encode = msgspec.json.Encoder().encode
@@ -28,6 +28,9 @@ class ClaimRow(msgspec.Struct, frozen=True):
 ClaimKey = tuple[str, str]  # payer (as JSON), key
 
 
+FactKey = tuple[str, str]  # kind, name
+
+
 class End(msgspec.Struct, frozen=True):
     """Where the chain of entries ends."""
 
@@ -43,15 +46,17 @@ class Batch(msgspec.Struct, kw_only=True):
     entries: list[Row] = []
     end: End | None = None  # after its entries, when it has any
     claims: dict[ClaimKey, ClaimRow] = {}
+    facts: dict[FactKey, str] = {}
     undone: dict[str, None] = {}  # ids of holds that are in the file at most by mistake
     unclaimed: dict[ClaimKey, None] = {}
     forget_s: int = 0  # claims before this are forgotten
+    prune_s: int = 0  # what ended before this may go, once this is written
     waiting: list[str] = []  # ids of the holds
     claiming: list[tuple[ClaimKey, asyncio.Future[None]]] = []
 
     def take(self, changes: Changes, end: End) -> End:
         """What the books have changed, in the order of their entries. Gives the end of the chain then."""
-        self.accounts |= changes.accounts
+        self.accounts |= {key: counts for key, counts in changes.accounts.items() if has_row(key)}
         self.holds |= changes.holds
         for entry in changes.entries:
             row = entry_row(end.seq + 1, entry)
@@ -70,9 +75,11 @@ class Batch(msgspec.Struct, kw_only=True):
         self.entries += later.entries
         self.end = later.end or self.end
         self.claims |= later.claims
+        self.facts |= later.facts
         self.undone |= later.undone
         self.unclaimed |= later.unclaimed
         self.forget_s = max(self.forget_s, later.forget_s)
+        self.prune_s = max(self.prune_s, later.prune_s)
         self.waiting += later.waiting
         self.claiming += later.claiming
 
@@ -87,22 +94,25 @@ class Batch(msgspec.Struct, kw_only=True):
         self.waiting, self.claiming = [], []
 
     def is_empty(self) -> bool:
-        return not (
-            self.accounts or self.holds or self.entries or self.claims or self.undone or self.unclaimed or self.forget_s
-        )
+        kept = self.accounts or self.holds or self.entries or self.claims or self.facts
+        return not (kept or self.undone or self.unclaimed or self.forget_s or self.prune_s)
 
-    def rows(self, number: int, end: End) -> Rows:
+    def rows(self, number: int, end: End, now_s: int) -> Rows:
+        # Not before anything of it: a clock that was set back in between must not make an account older than its holds.
+        written_s = max([now_s, *(row.closed_s for row in self.holds.values())])
         return Rows(
             number=number,
             seq=end.seq,
             hash=end.hash,
-            accounts=[account_row(key, counts) for key, counts in self.accounts.items()],
+            accounts=[account_row(key, counts, written_s) for key, counts in self.accounts.items()],
             holds=[hold_row(row) for row in self.holds.values()],
             entries=self.entries,
             requests=[(*key, *msgspec.structs.astuple(claim)) for key, claim in self.claims.items()],
+            facts=[(*key, value) for key, value in self.facts.items()],
             undone_holds=[(id,) for id in self.undone],
             undone_requests=list(self.unclaimed),
             forget_requests_s=self.forget_s,
+            prune_s=self.prune_s,
         )
 
 

@@ -8,17 +8,19 @@ nano-dollars, times are seconds since 1970 and come from the caller.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import msgspec
 
 from tierwise.core.budget import Budget, Charge, Denial, Hold, Scope
 from tierwise.core.money import MAX_NANO
 from tierwise.core.request import Hints, Payer
-from tierwise.stores.ledger.accounts import RECENT_KEPT, Account, Counts, Key, Line, Load, Standing, faults_of
+from tierwise.stores.ledger.accounts import RECENT_KEPT, Account, Counts, Key, Line, Load, Standing
 from tierwise.stores.ledger.admission import amount_of, denial, refusals, without_last
+from tierwise.stores.ledger.laws import faults
 from tierwise.stores.ledger.lines import Lines
-from tierwise.stores.ledger.rows import Changes, Entry, EntryKind, HoldRow, HoldState
+from tierwise.stores.ledger.rows import TOP_UP, Changes, Entry, EntryKind, HoldRow, HoldState, row_of, top_up_of
+from tierwise.stores.ledger.sleeping import Sleeping
 
 # Entries that the audit in memory sums up one by one; older ones are carried forward as one sum each.
 ENTRIES_KEPT = 20_000
@@ -61,6 +63,8 @@ class Books:
         self._variances: dict[str, Line] = {}
         self._prepaid: set[tuple[str, str]] = set()  # (scope, subject) that were ever topped up
         self._open: dict[str, _Held] = {}
+        self._asleep = Sleeping()
+        self.forgotten_s = 0  # calls that ended before this are history: a store may have let go of them
         self._closed: dict[str, HoldRow] = {}
         self._grants: set[str] = set()
         self._entries: deque[tuple[Account, int]] = deque()  # what was posted, one by one, as far as it is kept
@@ -69,6 +73,7 @@ class Books:
         self.ignored = 0  # settlements of a hold that was closed before, or never made
         self.overages = 0  # attempts that cost more than was held for them
         self.overage_nano = 0
+        self.revision = 0  # another one whenever a balance may have become another, but for the time that passes
 
     # -------------------------------------------------------------------------------------------- holding
 
@@ -101,18 +106,7 @@ class Books:
                 account.recent = (*account.recent, hold.fingerprint)[-RECENT_KEPT:]
             line.under_way[account.subject] = line.under_way.get(account.subject, 0) + 1
             self._dirty[account.key] = self._live[account.key] = account
-        row = HoldRow(
-            id=hold.id,
-            request=hold.request or hold.id,
-            model=hold.model,
-            amount_nano=amount,
-            tokens=hold.tokens,
-            steps=steps,
-            least_nano=min(hold.least_nano, amount),
-            at_s=hold.at_s,
-            snapshot=hold.snapshot,
-            accounts=tuple(account.key for account in accounts),
-        )
+        row = row_of(hold, amount, tuple(account.key for account in accounts))
         self._open[hold.id] = _Held(row, accounts, hold.fingerprint if steps else "")
         self._touched[hold.id] = row
         return None
@@ -136,7 +130,7 @@ class Books:
     def settle(self, hold_id: str, charge: Charge, at_s: int) -> None:
         """Close a hold and post its cost on every account that it stood on. The first closes it, later ones are counted
         in `ignored`; but the truth about a call that was settled unseen (`suspense`) corrects what was posted."""
-        held = self._open.pop(hold_id, None)
+        held = self._open.pop(hold_id, None) or self._woken(hold_id)
         if held is None:
             closed = self._closed.get(hold_id) or self._load_hold(hold_id)
             if closed is not None and closed.state == "suspense" and charge.kind != "released":
@@ -155,13 +149,14 @@ class Books:
 
     def correct(self, hold_id: str, cost_nano: int, at_s: int, note: str = "") -> bool:
         """Late truth: what a closed call really cost. Posts the difference as a new entry on the accounts that it stood
-        on, in their windows. False when there is no such closed hold."""
+        on, in their windows. False when there is no such closed hold, or none that is still known."""
         row = self._closed.get(hold_id) or self._load_hold(hold_id)
-        if row is None or hold_id in self._open or cost_nano < 0:
+        if row is None or hold_id in self._open or not row.closed_s or cost_nano < 0 or row.closed_s < self.forgotten_s:
             return False
         if cost_nano != row.cost_nano or row.state != "settled":
             self._adjust(row, cost_nano - row.cost_nano, at_s, note)
-            row = msgspec.structs.replace(row, cost_nano=cost_nano, state="settled")
+            closed_s = max(row.closed_s, at_s)
+            row = msgspec.structs.replace(row, cost_nano=cost_nano, state="settled", closed_s=closed_s)
             self._closed[hold_id] = self._touched[hold_id] = row
         return True
 
@@ -173,7 +168,7 @@ class Books:
         ]
         for held in found:
             del self._open[held.row.id]
-            self._close(held, held.row.least_nano, 0, released=False)
+            self._close(held, held.row.least_nano, held.row.least_tokens, released=False)
             self._end(held, held.row.least_nano, at_s, "suspense", "suspense")
         return len(found)
 
@@ -208,27 +203,15 @@ class Books:
         Raises ValueError for a scope that has no credit, or an amount that is none."""
         if scope not in self._credits or not amount_nano or abs(amount_nano) > MAX_NANO:
             raise ValueError(f"a credit belongs to one of {', '.join(CREDIT_SCOPES)} and has an amount")
-        if id in self._grants or self._load_hold(f"grant {id}") is not None:
+        if id in self._grants or self._load_hold(f"{TOP_UP}{id}") is not None:
             return False
         self._grants.add(id)
         self._prepaid.add((scope, subject))
         account = self._credits[scope].standing(subject, at_s).account
         account.limit(max(-MAX_NANO, min((account.limit_nano or 0) + amount_nano, MAX_NANO)))
+        self.revision += 1
         self._dirty[account.key] = account
-        note = HoldRow(
-            id=f"grant {id}",
-            request="",
-            model="",
-            amount_nano=0,
-            tokens=0,
-            steps=0,
-            least_nano=0,
-            at_s=at_s,
-            snapshot="",
-            accounts=(account.key,),
-            state="released",
-            closed_s=at_s,
-        )
+        note = top_up_of(id, account.key, at_s)
         self._touched[note.id] = note
         self._posted.append(
             Entry(at_s=at_s, hold="", account=account.key, amount_nano=amount_nano, kind="grant", note=id)
@@ -246,10 +229,13 @@ class Books:
         return [*found, *self._prepaid_lines(payer)]
 
     def open_holds(self) -> int:
-        return len(self._open)
+        return len(self._open) + self._asleep.count
+
+    def asleep(self) -> int:
+        return self._asleep.count
 
     def in_suspense(self) -> int:
-        return sum(held.row.state == "suspense" for held in self._open.values())
+        return self._asleep.count + sum(held.row.state == "suspense" for held in self._open.values())
 
     # -------------------------------------------------------------------------------------------- keeping
 
@@ -289,40 +275,36 @@ class Books:
                 self._dirty |= {account.key: account for account in line.change(budget)}
             lines.append(line)
         self._lines = Lines(lines)
+        self.revision += 1
 
-    def restore(self, rows: list[HoldRow], prepaid: list[tuple[str, str]]) -> None:
-        """After a restart: the holds that were open, whose ends nobody saw, and who has a credit."""
+    def restore(
+        self, rows: list[HoldRow], prepaid: list[tuple[str, str]], live: Iterable[Key] = (), count: int | None = None
+    ) -> None:
+        """After a restart: the holds that were open, whose ends nobody saw, and who has a credit. Of many, `rows` are
+        some, `count` says how many there are and `live` on which accounts they stand: the others sleep in the store."""
         self._prepaid |= set(prepaid)
+        self._asleep.count = len(rows) if count is None else count
+        for key in live:
+            self._revived(key)
         for row in rows:
-            accounts = tuple(self._account(key) for key in row.accounts)
-            for account in accounts:
-                under_way = account.line.under_way
-                under_way[account.subject] = under_way.get(account.subject, 0) + 1
-                self._live[account.key] = account
-            if row.state == "open":
-                row = self._touched[row.id] = msgspec.structs.replace(row, state="suspense")
-            self._open[row.id] = _Held(row, accounts)
+            self.wake(row)
+
+    def wake(self, row: HoldRow) -> None:
+        """Take up an open hold that slept in the store. One that is known here is left as it is."""
+        if row.closed_s or row.id in self._open or row.id in self._closed:
+            return
+        accounts = tuple(self._revived(key) for key in row.accounts)
+        self._asleep.wake(row, accounts)
+        if row.state == "open":
+            row = self._touched[row.id] = msgspec.structs.replace(row, state="suspense")
+        self._open[row.id] = _Held(row, accounts)
 
     def audit(self) -> tuple[str, ...]:
         """What is wrong with the books, one sentence each; () when they balance."""
-        pending: dict[int, int] = {}
-        posted: dict[int, int] = {}
-        count: dict[int, int] = {}
-        seen: dict[int, Account] = {}
-        for line in (*self._lines, self._caps, *self._credits.values()):
-            for account in (*line.accounts.values(), *(each for parts in line.older.values() for each in parts)):
-                seen[id(account)] = account
-        for held in self._open.values():
-            for account in held.accounts:
-                seen[id(account)] = account
-                pending[id(account)] = pending.get(id(account), 0) + held.row.amount_nano
-                count[id(account)] = count.get(id(account), 0) + 1
-        for account, amount in self._entries:
-            posted[id(account)] = posted.get(id(account), 0) + amount
         wrong = [f"hold {hold_id} is open and closed" for hold_id in self._open.keys() & self._closed.keys()]
-        for each, account in seen.items():
-            wrong += faults_of(account, pending.get(each, 0), count.get(each, 0), posted.get(each, 0))
-        return tuple(wrong)
+        lines = (*self._lines, self._caps, *self._credits.values())
+        held = [(each.row, each.accounts) for each in self._open.values()]
+        return (*wrong, *faults(lines, held, self._asleep.sums(), self._entries))
 
     # -------------------------------------------------------------------------------------------- helpers
 
@@ -334,6 +316,7 @@ class Books:
         return [(self._credits[scope], subject) for scope, subject in subjects if (scope, subject) in self._prepaid]
 
     def _standings(self, hold: Hold) -> list[Standing]:
+        self.revision += 1  # a hold counts as traffic, also one that is refused
         request = hold.request or hold.id
         found = [
             line.standing(subject, hold.at_s)
@@ -372,6 +355,20 @@ class Books:
         elif line.window == "lifetime":
             line.accounts[subject] = account
         return account
+
+    def _revived(self, key: Key) -> Account:
+        """The account of holds that sleep, as its store has it: with all that they come to."""
+        account = self._account(key)
+        if key not in self._live:
+            self._live[key] = account
+            self._asleep.lie_on(account)
+        return account
+
+    def _woken(self, hold_id: str) -> _Held | None:
+        row = self._load_hold(hold_id) if self._asleep.count else None
+        if row is not None:
+            self.wake(row)
+        return self._open.pop(hold_id, None)
 
     def _alive(self, key: Key) -> Account | None:
         return self._live.get(key) or self._dirty.get(key)
@@ -440,6 +437,7 @@ class Books:
     def _post(self, account: Account, amount: int, overage: int = 0) -> None:
         account.posted_nano += amount
         account.overage_nano += overage
+        self.revision += 1
         self._dirty[account.key] = account
 
     def _enter(self, account: Account, entry: Entry) -> None:

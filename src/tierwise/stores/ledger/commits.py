@@ -8,6 +8,7 @@ loop; `writer` is the thread.
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import time
 from collections import deque
@@ -18,6 +19,7 @@ from tierwise.core.budget import Charge
 from tierwise.core.errors import Closed, Unavailable
 from tierwise.core.ports import CLAIM_S
 from tierwise.stores.ledger.batch import Batch, End
+from tierwise.stores.ledger.prune import AGAIN_S, KEPT_S
 from tierwise.stores.ledger.reading import Reads
 from tierwise.stores.ledger.writer import Rows, Writer, Written
 
@@ -40,6 +42,7 @@ class GroupCommits(Reads):
         self._writer = writer
         self._clock = clock
         self._steady = _steady(clock)  # by which calls are given up
+        self._believed = _believed(clock, writer.last_at_s())  # by which the past is forgotten
         self._lease_s = lease_s
         self._number = writer.state.batch
         self._cut_end = self._end = End(writer.state.seq, writer.state.hash)
@@ -99,6 +102,7 @@ class GroupCommits(Reads):
         if self._loop is None:
             self._loop = asyncio.get_running_loop()
             self._errand = self._loop.call_later(ERRANDS_S, self._do_errands)
+            self._writer.on_lost = functools.partial(self._heard_of_loss, self._loop)
             if self.last_error:
                 self._retry(RETRY_S)
         return self._loop
@@ -152,7 +156,7 @@ class GroupCommits(Reads):
     def _rows(self, batch: Batch) -> Rows:
         self._number += 1
         self._end = batch.end or self._end
-        return batch.rows(self._number, self._end)
+        return batch.rows(self._number, self._end, self._now_s())
 
     def _flush(self) -> None:
         self._scheduled = False
@@ -171,6 +175,20 @@ class GroupCommits(Reads):
         loop = self._running()
         self._stuck = loop.call_later(STUCK_S, self._is_stuck)
         self._writer.put(rows, lambda written: self._heard(loop, written))
+
+    def _heard_of_loss(self, loop: asyncio.AbstractEventLoop, why: str) -> None:
+        """In the writer's thread."""
+        try:
+            loop.call_soon_threadsafe(self._is_lost, why)
+        except RuntimeError:
+            log.debug("the event loop of the ledger is closed; nobody is left to hear that a file is gone")
+
+    def _is_lost(self, why: str) -> None:
+        """A file is gone. Nothing waits for the disk, so nobody else would have said it."""
+        if not self.last_error and not self._closed:
+            self.last_error = why
+            log.error("ledger: %s: %s; calls are refused until then", self.path, why)
+            self._retry(RETRY_S)
 
     def _heard(self, loop: asyncio.AbstractEventLoop, written: Written) -> None:
         """In the writer's thread."""
@@ -260,6 +278,11 @@ class GroupCommits(Reads):
         self.books.expire(now_s - self._lease_s)
         self.books.resolve(now_s)
         self._next.forget_s = now_s - CLAIM_S  # with the next commit, whenever that is
+        before_s = int(self._believed()) - KEPT_S
+        if before_s >= self.books.forgotten_s + AGAIN_S:
+            # From here on nobody asks for it, and it goes after all that was done with it so far is written.
+            self.books.forgotten_s = self._next.prune_s = before_s
+            self._later()
         if self.books.changed():
             self._later()
 
@@ -278,6 +301,15 @@ def _steady(clock: Callable[[], float]) -> Callable[[], float]:
         return clock
     ahead_s = clock() - time.monotonic()
     return lambda: min(clock(), ahead_s + time.monotonic())
+
+
+def _believed(clock: Callable[[], float], last_at_s: int | None) -> Callable[[], float]:
+    """A clock that is years ahead must not have us forget this year: the time of the last entry, and as long as this
+    process has run since. `last_at_s` None: there is nothing to forget yet."""
+    if clock is not time.time:
+        return clock
+    began = (last_at_s if last_at_s is not None else clock()) - time.monotonic()
+    return lambda: min(clock(), began + time.monotonic())
 
 
 def _answer(futures: Iterable[asyncio.Future[None]]) -> None:

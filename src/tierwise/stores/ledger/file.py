@@ -47,6 +47,7 @@ class State(msgspec.Struct, frozen=True):
     batch: int
     seq: int
     hash: bytes
+    pruned_s: int = 0
 
 
 def open_writer(path: Path, vfs: str | None = None, *, checked: bool = True) -> apsw.Connection:
@@ -78,17 +79,17 @@ def open_reader(path: Path, vfs: str | None = None) -> apsw.Connection:
 def read_state(connection: apsw.Connection) -> State:
     import apsw
 
-    for file, batch, seq, hash in connection.execute(sql.READ_STATE):
-        return State(file, batch, seq, bytes(hash))
+    for file, batch, seq, hash, pruned_s in connection.execute(sql.READ_STATE):
+        return State(file, batch, seq, bytes(hash), pruned_s)
     raise apsw.CorruptError("the ledger does not say where it ends")
 
 
 # ------------------------------------------------------------------------------------------------ rows
 
 
-def account_row(key: Key, counts: Counts) -> tuple[object, ...]:
+def account_row(key: Key, counts: Counts, written_s: int) -> tuple[object, ...]:
     *numbers, recent = msgspec.structs.astuple(counts)
-    return (*key, *numbers, msgspec.json.encode(recent).decode() if recent else "[]")
+    return (*key, *numbers, msgspec.json.encode(recent).decode() if recent else "[]", written_s)
 
 
 def counts_of(row: tuple[Any, ...]) -> Counts:
@@ -176,15 +177,22 @@ class Lock:
             )
             raise unusable(self.ledger, what)
 
-    def lost(self, opened: os.stat_result | None) -> str:
-        """Why nobody may write any more, as a sentence; "" while all is well. `opened`: the ledger's file as it was
-        opened. A lock whose file is gone keeps nobody out, and what is written to a file without a name is gone too."""
+    def lost(self, opened: os.stat_result | None, log: os.stat_result | None = None) -> str:
+        """Why nobody may write any more, as a sentence; "" while all is well. `opened` and `log`: the ledger's file and
+        its -wal as they were opened. A lock whose file is gone keeps nobody out, and what is written to a file without
+        a name is gone too."""
         for path, own in ((self.path, os.fstat(self._fd)), (self.ledger, opened)):
             if own is not None and not _is_there(path, own):
                 return (
                     f"{path.name} was deleted or replaced while this process held it; stop every gateway of this "
                     "folder, put a backup in its place if it is gone, and start one again"
                 )
+        path = log_of(self.ledger)
+        if log is not None and not _is_there(path, log):
+            return (
+                f"{path.name} was deleted or replaced while this process held it; what was committed has been moved "
+                f"into {self.ledger.name}. Stop every gateway of this folder, and start one again"
+            )
         return ""
 
     def acknowledge(self, file: str, batch: int) -> None:
@@ -245,6 +253,11 @@ def _is_there(path: Path, own: os.stat_result) -> bool:
         return os.path.samestat(os.stat(path), own)
     except OSError:
         return False
+
+
+def log_of(ledger: Path) -> Path:
+    """What was committed and is not yet in the ledger's file itself."""
+    return ledger.with_name(f"{ledger.name}-wal")
 
 
 def beside(ledger: Path, what: str) -> Path:

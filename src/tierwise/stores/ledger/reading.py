@@ -74,6 +74,10 @@ class Reads:
     def left_nano(self, payer: Payer, hints: Hints) -> int | None:
         return left_of(self.books.passes(payer, hints), self._now_s())
 
+    @property
+    def revision(self) -> int:
+        return self.books.revision
+
     def open_holds(self) -> int:
         return self.books.open_holds()
 

@@ -2,19 +2,22 @@
 
 Pure: who reads the ledger and posts the variances is elsewhere (`bills` reads the provider's export). A variance is a
 new entry on an account of its own: line `variance/PROVIDER`, subject `DAY MODEL`. What was posted before counts as
-ours, so posting the same bill again posts nothing, and a later bill posts only what it adds.
+ours, also while it still waits for the gateway that writes the ledger, so posting the same bill again posts nothing,
+and a later bill posts only what it adds.
 """
 
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable
 from fractions import Fraction
 from typing import Any
 
 import msgspec
 
-from tierwise.core.money import NANO_PER_USD, usd_text
+from tierwise.core.keys import Variance
+from tierwise.core.money import NANO_PER_USD, dollars, usd_text
 from tierwise.stores.ledger.bills import Bill, BillLine, day_of, day_text
 
 WHOLE_DAY = "*"
@@ -165,8 +168,27 @@ def place_of(subject: str) -> tuple[int, str]:
 
 def note_of(row: Compared, source: str) -> str:
     """What stands beside a posted variance."""
-    billed, ours = usd_text(row.theirs_nano or 0), usd_text(row.ours_nano)
-    return f"{source}: billed {billed} USD, the ledger had {ours} USD"
+    return f"{source}: billed {dollars(row.theirs_nano or 0)}, the ledger had {dollars(row.ours_nano)}"
+
+
+def posted(report: Report, source: str, used: Iterable[str], at_s: int) -> tuple[Variance, ...]:
+    """What levels the two. `used`: ids of earlier variances. An id is the account's and a number that rises there, so
+    two who post at once have the same, and a bill that was taken back and is sent again has another."""
+    counts = Counter(id.rpartition(" #")[0] for id in used)
+    found = []
+    for row in report.variances:
+        account = f"{line_of(report.provider)} {subject_of(row)}"
+        found.append(
+            Variance(
+                id=f"{account} #{counts[account] + 1}",
+                line=line_of(report.provider),
+                subject=subject_of(row),
+                amount_nano=row.difference_nano or 0,
+                note=note_of(row, source),
+                at_s=at_s,
+            )
+        )
+    return tuple(found)
 
 
 def told(report: Report, source: str) -> dict[str, Any]:

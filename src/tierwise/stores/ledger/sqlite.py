@@ -22,15 +22,20 @@ from tierwise.stores.ledger import sql
 from tierwise.stores.ledger.accounts import Counts, Key
 from tierwise.stores.ledger.audit import check_at_start
 from tierwise.stores.ledger.batch import ClaimKey, ClaimRow
-from tierwise.stores.ledger.books import Books
+from tierwise.stores.ledger.books import SUSPENSE_S, Books
 from tierwise.stores.ledger.commits import GroupCommits
 from tierwise.stores.ledger.copies import backup_to, entries_after
 from tierwise.stores.ledger.file import LEDGER, RESERVE_BYTES, Lock, Reserve, counts_of, hold_of, open_reader
 from tierwise.stores.ledger.rows import Entry, HoldRow
+from tierwise.stores.ledger.traffic import Traffic
+from tierwise.stores.ledger.windows import NEVER_S
 from tierwise.stores.ledger.writer import Writer
 from tierwise.stores.sqlite_file import explained
 
 BATCH_HOLDS = 512  # in one transaction
+AT_HAND = 500  # open holds of an earlier process that are taken up at the start
+AT_ONCE = 100  # that are given up together,
+AGAIN_S = 0.05  # and how soon the next of them
 LEASE_S = 1_920  # the longest call and two minutes: whoever holds longer is gone
 MOST = 2**53  # nano-dollars, or tokens, that one call can come to: 9 million dollars
 
@@ -74,6 +79,8 @@ class SqliteLedger(GroupCommits):
                 if connection is not None:
                     connection.close(True)
             self._lock.close()
+            if isinstance(error, UnicodeDecodeError):  # a name that is damaged is text no more
+                error = apsw.CorruptError(str(error))
             if isinstance(error, (apsw.Error, msgspec.MsgspecError)):
                 raise explained(path, LEDGER, error) from None
             raise
@@ -85,11 +92,16 @@ class SqliteLedger(GroupCommits):
         """Calls that were under way when the last process ended: they count until somebody says what they cost."""
         decode = self._reader.execute
         known = {tuple(row[:3]): counts_of(row[3:]) for row in decode(sql.READ_OPEN_ACCOUNTS)}
-        rows = [hold_of(row) for row in decode(sql.READ_OPEN_HOLDS)]
+        rows = [hold_of(row) for row in decode(sql.READ_OPEN_HOLDS, (NEVER_S, AT_HAND))]
         prepaid = [(line.partition("/")[2], subject) for line, subject in decode(sql.READ_PREPAID)]
+        self.books.forgotten_s = self._writer.state.pruned_s
         self._next.accounts = known
-        self.books.restore(rows, prepaid)
+        self.books.restore(rows, prepaid, known, decode(sql.COUNT_OPEN_HOLDS).get)
         self._next.accounts = {}
+        shapes = dict(decode(sql.READ_FACTS, ("traffic",)))
+        for id, traffic in self._traffic():
+            if id in shapes:
+                traffic.recall(shapes[id])
 
     # -------------------------------------------------------------------------------------------- money
 
@@ -98,6 +110,8 @@ class SqliteLedger(GroupCommits):
         self._usable()
         # A name that no file can hold would stop every other's commit. UnicodeEncodeError is a ValueError.
         f"{hold.id}{hold.request}{hold.session}{hold.workflow}{hold.fingerprint}{hold.payer}".encode()
+        if hold.at_s < self.books.forgotten_s:
+            hold = msgspec.structs.replace(hold, at_s=self._now_s())
         waiters = self._waiters.get(hold.id)
         first = waiters is None
         if waiters is None:
@@ -133,6 +147,9 @@ class SqliteLedger(GroupCommits):
         except Unavailable as error:  # of a call from before the last start, which stays what it is
             log.warning("ledger: what %s cost (%d n$) was not taken: %s", hold_id, charge.cost_nano, error)
             return
+        row = self.books.untaken_hold(hold_id)
+        if row is not None and charge.billed not in ("", row.model):  # what the provider's bill calls this call
+            self._next.facts["billed", hold_id] = charge.billed
         self._later()
 
     def checkpoint(self, hold_id: str, least_nano: int) -> None:
@@ -154,12 +171,15 @@ class SqliteLedger(GroupCommits):
         await self._sync()  # also of one that counted before, for that may not be written yet
         return done
 
-    async def vary(self, line: str, subject: str, amount_nano: int, note: str) -> bool:
-        """Post what belongs to no single call. As `correct`."""
+    async def vary(self, id: str, line: str, subject: str, amount_nano: int, note: str) -> bool:
+        """As `grant`. Raises ValueError for an amount that is none, or a line that nobody has."""
         self._usable()
-        done = abs(amount_nano) <= MOST and self.books.vary(line, subject, amount_nano, self._now_s(), note)
+        done = self._fact("variance", id) is None
         if done:
-            await self._sync()
+            if abs(amount_nano) > MOST or not self.books.vary(line, subject, amount_nano, self._now_s(), note):
+                raise ValueError(f"{amount_nano} nano-dollars cannot be posted to {line}")
+            self._next.facts["variance", id] = ""  # in one commit with its entry
+        await self._sync()
         return done
 
     def reload(self, budgets: tuple[Budget, ...]) -> None:
@@ -218,6 +238,11 @@ class SqliteLedger(GroupCommits):
 
     # -------------------------------------------------------------------------------------------- the whole file
 
+    async def close(self) -> None:
+        if not self._closing and not self.last_error:  # not worth waiting for a disk that takes nothing
+            self._note_traffic()
+        await super().close()
+
     async def backup(self, path: Path) -> None:
         """A copy of everything committed by now, while work goes on. Raises ConfigError when it cannot be made."""
         self._usable()
@@ -236,6 +261,55 @@ class SqliteLedger(GroupCommits):
             self._lock.close()
 
     # -------------------------------------------------------------------------------------------- helpers
+
+    def _do_errands(self) -> None:
+        self._note_traffic()
+        super()._do_errands()
+        self._give_up_sleepers()
+
+    def _give_up_sleepers(self) -> None:
+        """Some of an earlier process's calls that nobody has told the end of for too long, and the others soon after:
+        there may be a million of them, and whoever calls now must not wait for that."""
+        import apsw
+
+        if self._closed or not self.books.asleep():
+            return
+        now_s = int(self._steady())
+        try:
+            rows = [hold_of(row) for row in self._reader.execute(sql.READ_OPEN_HOLDS, (now_s - SUSPENSE_S, AT_ONCE))]
+        except (apsw.Error, msgspec.MsgspecError, UnicodeDecodeError) as error:
+            log.warning("ledger: %s: open holds cannot be read, and stay held: %s", self.path, error)
+            return
+        for row in rows:
+            if not any(row.id in batch.undone for batch in self._unwritten()):
+                self.books.wake(row)
+        self.books.resolve(now_s)
+        self._later()
+        if len(rows) == AT_ONCE:
+            self._running().call_later(AGAIN_S, self._give_up_sleepers)
+
+    def _now_s(self) -> int:
+        """Never in the past that was let go of: a window of then would begin anew, with nothing spent."""
+        return max(super()._now_s(), self.books.forgotten_s)
+
+    def _traffic(self) -> Iterator[tuple[str, Traffic]]:
+        """Of every budget that is to last its window, by its id."""
+        for line in self.books._lines:
+            if line.traffic is not None:
+                yield line.id, line.traffic
+
+    def _note_traffic(self) -> None:
+        """When requests come is learned over weeks, and a restart must not forget it."""
+        for id, traffic in self._traffic():
+            if traffic.is_news:
+                self._next.facts["traffic", id] = traffic.kept()
+
+    def _fact(self, kind: str, name: str) -> str | None:
+        for batch in self._unwritten():
+            if (kind, name) in batch.facts:
+                return batch.facts[kind, name]
+        row = self._read(sql.READ_FACT, (kind, name))
+        return str(row[0]) if row is not None else None
 
     def _load(self, key: Key) -> Counts | None:
         """An account that the books have let go of, from what is not written yet or from the file."""

@@ -1,18 +1,31 @@
 """When the traffic of a budget comes: counted hour by hour, and turned into the plan of its window.
 
-Kept in memory. After a start nothing is known and the plan is a straight line, until days have been seen.
+At first nothing is known and the plan is a straight line, until days have been seen. A durable ledger keeps what was
+learned over a restart.
 """
 
 from __future__ import annotations
 
 from datetime import datetime
 
-from tierwise.core.pace import Plan, Shape, learned, plan_of
+import msgspec
+
+from tierwise.core.pace import SLOTS, Plan, Shape, learned, plan_of
 from tierwise.stores.ledger.windows import zone_of
 
 HOUR_S = 3_600
 LONGEST_SILENCE_H = 168  # hours without a request are learned as empty ones, but a week says no more than that
 SATURDAY = 5
+
+
+class _Kept(msgspec.Struct, frozen=True):
+    """All of a `Traffic` that a restart must not forget."""
+
+    shape: Shape
+    hour: int | None
+    calls: int
+    whole: bool
+    last: str
 
 
 class Traffic:
@@ -28,6 +41,7 @@ class Traffic:
         self._window = (0, 0)
         self._slots: list[int] = []  # of the window's hours
         self._plan: tuple[Shape, Plan] | None = None
+        self.is_news = False  # something was counted since `kept`
 
     def count(self, request: str, at_s: int) -> None:
         """A request asks for money, and gets some or not. One that asks again at once (a fallback) counts once."""
@@ -39,6 +53,21 @@ class Traffic:
         if request != self._last:
             self._calls += 1
             self._last = request
+            self.is_news = True
+
+    def kept(self) -> str:
+        """As a store keeps it. JSON, below 2 KB."""
+        self.is_news = False
+        kept = _Kept(self.shape, self._hour, self._calls, self._whole, self._last)
+        return msgspec.json.encode(kept).decode()
+
+    def recall(self, text: str) -> None:
+        """Go on where `kept` was written. Raises MsgspecError for what it has not written."""
+        kept = msgspec.json.decode(text, type=_Kept)
+        if len(kept.shape.calls) != SLOTS or len(kept.shape.seen) != SLOTS:
+            raise msgspec.ValidationError(f"a week has {SLOTS} slots")
+        self.shape, self._hour, self._calls = kept.shape, kept.hour, kept.calls
+        self._whole, self._last = kept.whole, kept.last
 
     def planned(self, start_s: int, end_s: int, at_s: int) -> float:
         """The share of a window's budget that is to be used by `at_s`."""

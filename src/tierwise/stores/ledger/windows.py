@@ -10,7 +10,7 @@ from datetime import UTC, date, datetime, timedelta, tzinfo
 from typing import assert_never
 from zoneinfo import ZoneInfo
 
-from tierwise.core.budget import Window
+from tierwise.core.budget import ROLLING_S, Window
 from tierwise.core.pace import LAMBDA_MAX, price_by_plan, price_by_scarcity, price_by_share, price_when_soft
 
 NEVER_S = 1 << 62  # the end of a lifetime
@@ -56,7 +56,6 @@ def rolling_part(window: Window, at_s: int) -> tuple[int, int, int]:
 
 
 ROLLING_PARTS = 60
-ROLLING_S = {"minute": 60, "hour": 3_600, "day": DAY_S, "week": 7 * DAY_S, "month": 30 * DAY_S}
 
 
 @functools.lru_cache(maxsize=64)

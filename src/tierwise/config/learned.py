@@ -1,0 +1,236 @@
+"""What was learned and is to serve: an estimator and promises, in the folder `learned` of the state folder.
+
+Every state that was ever promoted is a numbered file that nothing changes again; the highest number serves. So a change
+is whole or not there, two writers cannot both make the same number, and going back is going forward with old content.
+Artefacts lie beside them, each in a folder named by its hash.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+
+from tierwise.core.errors import ConfigError, Problem, TierwiseError
+from tierwise.core.estimate import BuiltIn, Estimator
+from tierwise.core.learned import Trained
+from tierwise.core.promise import Promise
+from tierwise.core.snapshot import Snapshot, build
+
+FOLDER = "learned"
+ARTEFACTS = "artefacts"
+STATE_BYTES_MAX = 8 << 20
+
+
+class State(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+    """What serves from this number on. `estimator` "" is the built-in one."""
+
+    version: int = 1
+    serial: int
+    at_s: int
+    estimator: str = ""
+    promises: tuple[Promise, ...] = ()
+    note: str = ""  # who or what promoted it, and why
+
+
+class Learned:
+    """The folder of one state folder; it need not exist."""
+
+    def __init__(self, state_dir: Path) -> None:
+        self.folder = state_dir / FOLDER
+        self._seen = -1
+
+    @property
+    def artefacts(self) -> Path:
+        return self.folder / ARTEFACTS
+
+    def serials(self) -> list[int]:
+        """Ascending."""
+        try:
+            names = os.listdir(self.folder)
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise _unusable(self.folder, f"cannot be read ({error.strerror})") from None
+        return sorted(int(name[:-5]) for name in names if name.endswith(".json") and name[:-5].isdigit())
+
+    def changed(self) -> bool:
+        """Whether there is another newest state than the last time this was asked or one was read."""
+        newest = self.serials()[-1:]
+        return (newest[0] if newest else 0) != self._seen
+
+    def read(self, serial: int | None = None) -> State | None:
+        """This state, else the newest; None when nothing was ever promoted. Raises ConfigError."""
+        known = self.serials()
+        if serial is None:
+            self._seen = known[-1] if known else 0
+            if not known:
+                return None
+            serial = known[-1]
+        path = self.folder / _name(serial)
+        try:
+            with path.open("rb") as file:
+                data = file.read(STATE_BYTES_MAX + 1)
+            if len(data) > STATE_BYTES_MAX:
+                raise _unusable(path, f"is larger than {STATE_BYTES_MAX >> 20} MiB")
+            return msgspec.json.decode(data, type=State)
+        except FileNotFoundError:
+            told = f"there are {known[0]} to {known[-1]}" if known else "nothing was promoted yet"
+            raise _unusable(self.folder, f"has no state {serial}; {told}") from None
+        except OSError as error:
+            raise _unusable(path, f"cannot be read ({error.strerror})") from None
+        except msgspec.DecodeError as error:
+            raise _unusable(
+                path, f"is no promoted state ({error}); `tierwise rollback` goes back to one before it"
+            ) from None
+
+    def write(self, make: Callable[[State], State]) -> State:
+        """The next state, made from the newest one. `make` may be asked again when somebody else was quicker."""
+        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        while True:
+            before = self.read() or State(serial=0, at_s=0)
+            after = msgspec.structs.replace(make(before), serial=before.serial + 1, at_s=int(time.time()))
+            if _placed(self.folder, _name(after.serial), msgspec.json.format(msgspec.json.encode(after), indent=1)):
+                return after
+
+    def rollback(self, to: int | None = None) -> State:
+        """What served before, or at the number `to`, serves again. Raises ConfigError when there is no such state."""
+        known = self.serials()
+        if to is None:
+            if len(known) < 2:
+                raise _unusable(self.folder, "has nothing to go back to: less than two states were promoted")
+            to = known[-2]
+        old = self.read(to)
+        assert old is not None  # noqa: S101  (read of a number raises)
+        return self.write(lambda _: msgspec.structs.replace(old, note=f"rolled back to {to}"))
+
+    def withdraw(self, promise: str, workload: str, why: str) -> State:
+        """The safe plan for this segment from now on. Another call for the same segment changes nothing."""
+
+        def without(state: State) -> State:
+            found = tuple(_withdrawn(each, workload, why) if each.name == promise else each for each in state.promises)
+            return msgspec.structs.replace(state, promises=found, note=f"promise {promise} withdrawn: {why}")
+
+        return self.write(without)
+
+    def estimator(self, id: str) -> Estimator:
+        """Raises ConfigError when the artefact is not there or not sound."""
+        if not id:
+            return BuiltIn()
+        from tierwise.study.artefact import load
+
+        try:
+            return load(self.artefacts, id)
+        except (OSError, ValueError, TierwiseError) as error:
+            raise _unusable(self.artefacts / id, f"cannot serve: {error}") from None
+
+    def taught(self, plain: Snapshot, *, grams: bool) -> tuple[Snapshot, tuple[str, ...]]:
+        """This catalogue and these policies with what was learned, and what there is to say about it. A state that
+        cannot serve leaves the newest before it that can: a bad artefact costs its savings, never a request."""
+        notes: list[str] = []
+        serials = self.serials()
+        self._seen = serials[-1] if serials else 0
+        for serial in reversed(serials):
+            try:
+                state = self.read(serial)
+                assert state is not None  # noqa: S101
+                found = build_with(plain, self.estimator(state.estimator), state.promises, grams=grams)
+            except ConfigError as error:
+                notes.append(f"What was promoted as number {serial} does not serve: {error.problems[0].what}")
+                continue
+            return found, tuple(notes)
+        return build_with(plain, BuiltIn(), (), grams=grams), tuple(notes)
+
+
+def build_with(snapshot: Snapshot, estimator: Estimator, promises: tuple[Promise, ...], *, grams: bool) -> Snapshot:
+    """This catalogue and these policies with another estimator and other promises. `grams`: kept to learn from, even
+    when nothing that serves reads them."""
+    named = {name: policy for name, policy in snapshot.policies.items() if not name.startswith("tier:")}
+    return build(snapshot.catalogue, named, estimator, promises, grams=grams)
+
+
+def strangers(estimator: Estimator, promises: tuple[Promise, ...], snapshot: Snapshot) -> list[str]:
+    """What of these cannot serve with this catalogue, each a sentence: names that it does not have, promises about
+    another estimator."""
+    known, found = snapshot.catalogue.models, []
+    if isinstance(estimator, Trained):
+        missing = [name for name in estimator.models if name not in known]
+        if len(missing) == len(estimator.models):
+            found.append(f"none of the models that it was trained on is in the catalogue: {', '.join(missing[:5])}")
+    own = estimator.id if isinstance(estimator, Trained) else ""
+    for promise in promises:
+        if promise.estimator != own:
+            found.append(
+                f"promise {promise.name} is about estimator {promise.estimator or 'built in'}: calibrate again"
+            )
+        names = {promise.reference, *(name for each in promise.segments for name in each.models)}
+        found += [
+            f"promise {promise.name} names {name}, which the catalogue lacks" for name in sorted(names - set(known))
+        ]
+    return found
+
+
+def _withdrawn(promise: Promise, workload: str, why: str) -> Promise:
+    now = int(time.time())
+    segments = tuple(
+        msgspec.structs.replace(each, status="withdrawn", why=why, since_s=now)
+        if each.workload == workload and each.status == "certified"
+        else each
+        for each in promise.segments
+    )
+    return msgspec.structs.replace(promise, segments=segments)
+
+
+def _name(serial: int) -> str:
+    return f"{serial:06d}.json"
+
+
+def _placed(folder: Path, name: str, data: bytes) -> bool:
+    """Written whole and for good under this name; False when the name was taken meanwhile."""
+    try:
+        made = _durable(folder, data)
+        try:
+            os.link(made, folder / name)  # unlike a rename, this never replaces
+            _synced(folder)
+        finally:
+            os.unlink(made)
+    except FileExistsError:
+        return False
+    except OSError as error:
+        raise _unusable(folder, f"cannot be written ({error.strerror})") from None
+    return True
+
+
+def written(path: Path, data: bytes) -> None:
+    """This file from now on has these bytes, or those it had. Raises ConfigError when it cannot be written."""
+    try:
+        made = _durable(path.parent, data)
+        os.replace(made, path)
+        _synced(path.parent)
+    except OSError as error:
+        raise _unusable(path, f"cannot be written ({error.strerror})") from None
+
+
+def _durable(folder: Path, data: bytes) -> str:
+    handle, made = tempfile.mkstemp(dir=folder)
+    with os.fdopen(handle, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    return made
+
+
+def _synced(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _unusable(path: Path, what: str) -> ConfigError:
+    return ConfigError((Problem(str(path), f"{path} {what}"),))

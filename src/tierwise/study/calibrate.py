@@ -1,0 +1,333 @@
+"""A promise from labelled outcomes: where cheap models may answer so that, with confidence 1 − delta, requests lose at
+most alpha of quality on average against the reference; or nothing, and how many labels are wanting.
+
+Two parts of the rows, by groups of equal prompts. One chooses: which cheap models, which thresholds are worth testing.
+The rows that the estimator was trained on may serve for that. The other, which nothing was fitted to, certifies: the
+thresholds are tested from safe to risky (`bounds.leading`), each at the whole delta, and of those that pass the one
+that saves most is taken. So the choice costs no confidence. Each workload's promise holds with confidence 1 − delta by
+itself; that all of them hold at once is not promised.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from tierwise.core.learned import Trained
+from tierwise.core.promise import Promise, Segment
+from tierwise.study.artefact import load as artefact
+from tierwise.study.artefact import read_manifest, save
+from tierwise.study.bounds import at_most, leading, needed, upper
+from tierwise.study.cascades import ALWAYS, Figures, Kind, Route, figures, route, served
+from tierwise.study.fit import fit, predict
+from tierwise.study.outcomes import load
+from tierwise.study.table import Floats, Ints, Table, split
+
+CHOOSING = 0.25  # of the labelled rows, where training has left none to choose on
+SHARES = np.arange(0.1, 0.95, 0.1)  # of the requests, by expected loss: the thresholds that are tested, before ALWAYS
+# How much a route's loss varies from request to request, as an order of magnitude: one reply in twenty is worth
+# otherwise. A workload has a segment of its own when it has the rows that such a route needs; below, it shares one.
+TYPICAL_VARIANCE = 0.05
+MOST_MODELS = 12  # the cheapest: their ordered pairs are 132
+LEAST_SAVED = 0.01  # below it a promise is not worth its watching
+NONE = np.zeros(0, dtype=np.int64)
+
+
+class _Asked(msgspec.Struct, frozen=True, kw_only=True):
+    """What is to be promised."""
+
+    kind: Kind
+    alpha: float
+    delta: float
+    reference: str
+    seed: int
+
+
+class _Plan(msgspec.Struct, frozen=True):
+    """What the choosing rows propose to certify: a route, and thresholds from safe to risky."""
+
+    models: tuple[str, ...]
+    thresholds: tuple[float, ...]
+
+
+def calibrate(
+    table: Table,
+    trained: Trained,
+    *,
+    name: str,
+    kind: Kind,
+    alpha: float,
+    delta: float,
+    reference: str,
+    made_s: int,
+    models: Sequence[str] | None = None,
+    seen: Ints = NONE,
+    seed: int = 0,
+    by_workload: bool = True,
+) -> Promise:
+    """A promise of this kind about this estimator, from this table's rows.
+
+    `models`: which may answer in the reference's place; else all that cost less. `seen`: the groups of prompts (as in
+    `Table.groups`) that the estimator was trained on; rows of them choose and never certify. Raises ValueError, with a
+    sentence, for what cannot be asked of this table; that data do not suffice is no error, but an uncertified segment.
+    """
+    if not (0.0 < alpha < 1.0 and 0.0 < delta < 1.0):
+        raise ValueError(f"alpha {alpha} and delta {delta} must lie between 0 and 1, neither included")
+    asked = _Asked(kind=kind, alpha=alpha, delta=delta, reference=reference, seed=seed)
+    pool = _pool(table, trained, reference, models)
+    mean, _, _ = predict(trained, table.inputs, table.workloads)
+    best = np.asarray(mean[:, trained.models.index(reference)], dtype=np.float64)
+    expected = np.stack([best - mean[:, trained.models.index(each)] for each in pool], axis=1) if pool else mean[:, :0]
+    choosing, certifying = _parts(table, reference, seen, seed)
+    segments = []
+    for workload, mine in _segments(table, certifying, asked, by_workload):
+        own = choosing[_within(table, choosing, workload, mine)]
+        segments.append(_segment(table, expected, pool, workload, own, mine, asked))
+    return Promise(
+        name=name,
+        kind=kind,
+        alpha=alpha,
+        delta=delta,
+        reference=reference,
+        estimator=trained.id,
+        made_s=made_s,
+        data_hash=table.hash,
+        segments=tuple(segments),
+        similarity=1.0,
+    )
+
+
+def prepared(
+    data: Sequence[Path],
+    reference: str,
+    artefacts: Path,
+    estimator: str | None = None,
+    trained_on: Sequence[Path] | None = None,
+    *,
+    seed: int = 0,
+) -> tuple[Table, Trained, Ints]:
+    """What `calibrate` needs, from files: the table, an estimator and the groups that it was trained on. Without the id
+    of one that is there, one is fitted on the choosing part and saved among the artefacts. Raises ValueError, DataError
+    and FitError, each with a sentence."""
+    table, _ = load(data)
+    if estimator is None:
+        if trained_on:
+            raise ValueError(
+                "--trained-on says what an estimator was fitted on: name it with --estimator, or leave it out"
+            )
+        rows, _ = split(table.groups, CHOOSING, seed)
+        part = table.take(np.sort(rows))
+        fitted = fit(part, reference=reference, seed=seed)
+        save(fitted, artefacts)
+        return table, fitted.trained, part.groups
+    if not trained_on:
+        raise ValueError("what the estimator was trained on may not certify it: name those data with --trained-on")
+    before, _ = load(trained_on)
+    told = read_manifest(artefacts, estimator).data_hash
+    if told != before.hash:
+        raise ValueError(f"estimator {estimator} was not fitted on these data: theirs is {before.hash}, its is {told}")
+    return table, artefact(artefacts, estimator), before.groups
+
+
+def unusable(table: Table, reference: str) -> int:
+    """Rows that say nothing about a loss, because nobody knows what the reference would have been worth."""
+    return int(np.isnan(table.quality[:, table.column(reference)]).sum())
+
+
+def _pool(table: Table, trained: Trained, reference: str, models: Sequence[str] | None) -> tuple[str, ...]:
+    """The models that may stand in, cheapest first."""
+    for each in (reference, *(models or ())):
+        if each not in table.models:
+            raise ValueError(f"there are no outcomes of model {each!r}; there are of {', '.join(table.models)}")
+        if each not in trained.models:
+            raise ValueError(f"the estimator was not trained on model {each!r}; fit again, with its outcomes")
+    costs = {each: _mean(table.cost_usd[:, table.column(each)]) for each in table.models}
+    dear = costs[reference]
+    if models is not None:
+        pool = [each for each in dict.fromkeys(models) if each != reference]
+    else:
+        # Where no cost is known every model might be a saving, and then the share of calls says how much.
+        pool = [
+            each
+            for each in table.models
+            if each != reference and each in trained.models and not costs[each] >= dear  # NaN is not dearer
+        ]
+    return tuple(sorted(pool, key=lambda each: (math.isnan(costs[each]), costs[each])))[:MOST_MODELS]
+
+
+def _mean(costs: Floats) -> float:
+    """NaN when none is known."""
+    known = costs[np.isfinite(costs)]
+    return float(known.mean()) if known.size else math.nan
+
+
+def _parts(table: Table, reference: str, seen: Ints, seed: int) -> tuple[Ints, Ints]:
+    """Rows that choose and rows that certify, in random order; both know the reference's outcome."""
+    usable = np.flatnonzero(np.isfinite(table.quality[:, table.column(reference)]))
+    fresh = usable[~np.isin(table.groups[usable], seen)]
+    if fresh.size < usable.size:
+        order = np.random.default_rng(seed).permutation(fresh.size)
+        return usable[np.isin(table.groups[usable], seen)], fresh[order]
+    first, second = split(table.groups[usable], CHOOSING, seed)
+    return usable[first], usable[second]
+
+
+def _segments(table: Table, rows: Ints, asked: _Asked, by_workload: bool) -> Iterator[tuple[str, Ints]]:
+    """Workloads with enough rows of their own, then all others together as ""."""
+    least = needed(0.0, TYPICAL_VARIANCE, asked.alpha, asked.delta, low=-1.0, high=1.0)
+    names = np.array([table.workloads[i] for i in rows], dtype=object)
+    rest = np.ones(rows.size, dtype=bool)
+    for workload in sorted(set(names)) if by_workload else ():
+        mine = names == workload
+        if workload and mine.sum() >= least:
+            rest &= ~mine
+            yield workload, rows[mine]
+    yield "", rows[rest]
+
+
+def _within(table: Table, choosing: Ints, workload: str, mine: Ints) -> NDArray[np.bool_]:
+    """Of the choosing rows those of this segment's workloads."""
+    names = {workload} if workload else {table.workloads[i] for i in mine}
+    return np.array([table.workloads[i] in names for i in choosing], dtype=bool)
+
+
+def _segment(
+    table: Table, expected: Floats, pool: tuple[str, ...], workload: str, choosing: Ints, rows: Ints, asked: _Asked
+) -> Segment:
+    found = _choose(table.take(choosing), expected[choosing], pool, rows.size, asked)
+    if found is None:
+        return Segment(
+            workload=workload,
+            status="uncertified",
+            n=rows.size,
+            bound=1.0,
+            why="no cheaper model is both trained on and labelled here, beside the reference"
+            if rows.size and choosing.size
+            else "there are no labelled requests that training has not seen",
+        )
+    at = [pool.index(each) for each in found.models]
+    tested = route(table.take(rows), asked.kind, found.models, asked.reference, expected[rows][:, at])
+    passed = found.thresholds[: leading(_holds(tested, each, asked) for each in found.thresholds)]
+    best = max(passed, key=lambda each: _saved(tested, each), default=None)
+    if best is not None and _saved(tested, best) >= LEAST_SAVED:
+        told = _told(workload, tested, best, asked)
+        return msgspec.structs.replace(told, status="certified", models=found.models, threshold=best)
+    own = route(table.take(choosing), asked.kind, found.models, asked.reference, expected[choosing][:, at])
+    return _uncertified(workload, own, tested, found.thresholds, bool(passed), asked)
+
+
+def _holds(tested: Route, threshold: float, asked: _Asked) -> bool:
+    """Besides the bound, which looks at every prefix of the rows, all of them together may not say otherwise."""
+    played = served(tested, threshold)
+    return figures(tested, played).loss <= asked.alpha and at_most(
+        played.loss, asked.alpha, asked.delta, low=-1.0, high=1.0, weights=tested.weight
+    )
+
+
+def _saved(tested: Route, threshold: float) -> float:
+    return figures(tested, served(tested, threshold)).saved
+
+
+def _told(workload: str, tested: Route, threshold: float, asked: _Asked) -> Segment:
+    """What was measured at this threshold; certified is nothing by it."""
+    played = served(tested, threshold)
+    found = figures(tested, played)
+    bound = upper(played.loss, asked.delta, low=-1.0, high=1.0, weights=tested.weight)
+    return Segment(
+        workload=workload,
+        status="uncertified",
+        n=tested.rows.size,
+        loss=round(found.loss, 6),
+        bound=round(max(bound, found.loss), 6),
+        share=round(found.share, 6),
+        saved=round(found.saved, 6),
+    )
+
+
+# ------------------------------------------------------------------------------------------------ what to test
+
+
+def _choose(table: Table, expected: Floats, pool: tuple[str, ...], n: int, asked: _Asked) -> _Plan | None:
+    """The models that promise the largest certified saving on the n rows that are left to certify, and the thresholds
+    to test; None when no model has outcomes here. Judged on the choosing rows, by the chance that the bound holds."""
+    best, most = None, -math.inf
+    for models in _tuples(asked.kind, pool):
+        tried = route(table, asked.kind, models, asked.reference, expected[:, [pool.index(each) for each in models]])
+        if not tried.rows.size:
+            continue
+        thresholds = _thresholds(tried)
+        worth = max(_worth(figures(tried, served(tried, each)), tried.rows.size, n, asked) for each in thresholds)
+        if worth > most:
+            best, most = _Plan(models, thresholds), worth
+    return best
+
+
+def _tuples(kind: Kind, pool: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
+    """An agreement is of two, of which the first one's reply is delivered. A choice is of one, or of a cheap and a less
+    cheap one."""
+    if kind == "agreement":
+        yield from itertools.permutations(pool, 2)
+    else:
+        yield from ((each,) for each in pool)
+        yield from itertools.combinations(pool, 2)
+
+
+def _thresholds(tried: Route) -> tuple[float, ...]:
+    """From safe to risky, the last of them all requests. Rounded, so that the promise holds what was tested."""
+    least = tried.expected.min(axis=1)
+    levels = [round(float(each), 4) for each in np.quantile(least, SHARES)]
+    return (*sorted({each for each in levels if each < ALWAYS}), ALWAYS)
+
+
+def _worth(found: Figures, seen: int, n: int, asked: _Asked) -> float:
+    """Saving × the chance, by the normal approximation, that n fresh rows will certify it. One imagined reply that is
+    worse than the reference's keeps a few lucky rows from looking safe."""
+    mean, variance = (found.loss * seen + 1) / (seen + 1), (found.variance * seen + 1) / (seen + 1)
+    margin = asked.alpha - mean - math.sqrt(-2 * math.log(asked.delta) * variance / max(1, n))
+    doubt = math.sqrt(variance / max(1, n) + variance / seen)
+    return (found.saved - LEAST_SAVED) * 0.5 * math.erfc(-margin / doubt / math.sqrt(2)) if found.saved > 0 else -1.0
+
+
+# ------------------------------------------------------------------------------------------------ what is missing
+
+
+def _uncertified(
+    workload: str, own: Route, tested: Route, thresholds: tuple[float, ...], passed: bool, asked: _Asked
+) -> Segment:
+    """Why, and about how many labelled requests it would take: by what all labelled rows together say of the mean and
+    the variance, where a few lucky ones do not count as proof that nothing is ever lost."""
+    labelled = own.rows.size + tested.rows.size
+    wanted: list[tuple[int, float]] = []
+    for each in thresholds:
+        parts = [(figures(part, served(part, each)), part.rows.size) for part in (own, tested)]
+        loss, variance, saved = (
+            sum(getattr(part, name) * size for part, size in parts) / max(1, labelled)
+            for name in ("loss", "variance", "saved")
+        )
+        loss, variance = max(0.0, loss), (variance * labelled + 1) / (labelled + 1)
+        if saved >= LEAST_SAVED and loss < asked.alpha:
+            wanted.append((needed(loss, variance, asked.alpha, asked.delta, low=-1.0, high=1.0), each))
+    names = " and ".join(own.models)
+    if not wanted:
+        threshold = thresholds[-1]
+        saves = _saved(tested, threshold) >= LEAST_SAVED
+        why = (
+            f"what {names} would save comes with a loss above {asked.alpha:g}; more labels will not change that"
+            if saves
+            else f"{names} would save nothing here, because too few replies could be kept"
+        )
+        return msgspec.structs.replace(_told(workload, tested, threshold, asked), why=why)
+    rows, threshold = min(wanted)
+    # Only a part of the labelled rows certifies.
+    missing = max(1, math.ceil(rows * labelled / max(1, tested.rows.size)) - labelled)
+    why = (
+        f"{names} would be tested on {tested.rows.size} labelled requests, and it takes about {rows} to bound the loss "
+        f"by {asked.alpha:g}"
+    )
+    return msgspec.structs.replace(_told(workload, tested, threshold, asked), why=why, missing=missing)

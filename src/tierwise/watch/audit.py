@@ -1,0 +1,129 @@
+"""What fresh traffic says of a promise: journal stories in which a reply that the reference did not give stands beside
+what the reference would have given, each with a label. Pure.
+
+Only requests that a cheaper model answered are compared, and only some of them: those of which chance had the reference
+asked as well, and both replies labelled. Their loss times the share of the promise's requests that cheaper models
+answer is the loss per request, which is what was promised.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import msgspec
+
+from tierwise.core.ports import Story
+from tierwise.core.promise import Promise
+from tierwise.study import labels
+from tierwise.study.intake import Taken, delivered, taken_of
+from tierwise.watch.promises import Observation, Watch, judge, watching
+
+
+class Count(msgspec.Struct, frozen=True, kw_only=True):
+    """Requests of one segment that its promise ruled, and those of them that the reference did not answer."""
+
+    promise: str
+    made_s: int
+    workload: str  # the segment's
+    requests: float
+    spared: float
+
+
+class Seen(msgspec.Struct, frozen=True, kw_only=True):
+    """All that is remembered between two looks."""
+
+    until_s: int  # stories that began before are done
+    watch: Watch = Watch()
+    counts: tuple[Count, ...] = ()
+
+
+class Broken(msgspec.Struct, frozen=True):
+    """A segment that must be withdrawn, and why, in a sentence."""
+
+    promise: str
+    workload: str
+    why: str
+
+
+def look(
+    seen: Seen, stories: Iterable[Story], promises: Iterable[Promise], until_s: int
+) -> tuple[Seen, tuple[Broken, ...]]:
+    """The same with what these stories, which began before `until_s`, add; and what they refute."""
+    known = {each.name: each for each in promises}
+    watch = watching(known.values(), seen.watch)
+    counts = _counts(seen.counts, known.values())
+    observations = []
+    for story in stories:
+        ruled = _ruled(story, known)
+        if ruled is None:
+            continue
+        promise, workload = ruled
+        found = promise.segment(workload)
+        key = (promise.name, found.workload if found else "")
+        if key not in counts:
+            continue
+        loss = _loss(story, promise.reference)
+        spared = story.record.outcome.routed != promise.reference
+        count = counts[key]
+        counts[key] = count = msgspec.structs.replace(count, requests=count.requests + 1, spared=count.spared + spared)
+        if loss is not None:
+            share = count.spared / count.requests
+            observations.append(Observation(promise.name, workload, max(-1.0, min(1.0, loss * share))))
+    watch, verdicts = judge(watch, observations)
+    broken = tuple(Broken(each.promise, each.workload, each.why) for each in verdicts if each.broken)
+    return Seen(until_s=until_s, watch=watch, counts=tuple(counts.values())), broken
+
+
+def _counts(before: Iterable[Count], promises: Iterable[Promise]) -> dict[tuple[str, str], Count]:
+    """Of every certified segment; a new one begins with what calibration has counted."""
+    kept = {(each.promise, each.made_s, each.workload): each for each in before}
+    found = {}
+    for promise in promises:
+        for segment in promise.segments:
+            if segment.status == "certified":
+                begun = Count(
+                    promise=promise.name,
+                    made_s=promise.made_s,
+                    workload=segment.workload,
+                    requests=float(segment.n),
+                    spared=segment.share * segment.n,
+                )
+                key = (promise.name, promise.made_s, segment.workload)
+                found[promise.name, segment.workload] = kept.get(key, begun)
+    return found
+
+
+def _ruled(story: Story, promises: Mapping[str, Promise]) -> tuple[Promise, str] | None:
+    """The promise under which this request was answered, and its workload."""
+    record = story.record
+    if record.outcome.status != "answered" or record.episode.kind != "chat":
+        return None
+    for decision in record.decisions:
+        for reason in decision.reasons:
+            if reason.code == "promise_holds":
+                promise = promises.get(str(dict(reason.facts).get("promise", "")))
+                # One that was made anew since says nothing of the old one's requests, and they nothing of it.
+                if promise is not None and promise.made_s <= record.episode.at_s:
+                    return promise, record.episode.workload
+    return None
+
+
+def _loss(story: Story, reference: str) -> float | None:
+    """None unless both replies have a label that may be trusted."""
+    at = delivered(story.record)
+    if at is None:
+        return None
+    model = story.record.episode.events[at].model
+    if model == reference:
+        return None
+    taken = taken_of(story)
+    own, best = _quality(taken, model), _quality(taken, reference)
+    return None if own is None or best is None else best - own
+
+
+def _quality(taken: Taken, model: str) -> float | None:
+    for reply in taken.replies:
+        if reply.outcome.model == model:
+            quality, weight = labels.combined((said.score, said.weight) for said in reply.said)
+            return quality if weight >= labels.SOUND_WEIGHT else None
+    return None

@@ -1,0 +1,462 @@
+"""Training: what is learned of tables whose truth is known, what is said of tables that carry little, and the algebra."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from typer.testing import CliRunner
+
+from tests.support.tables import write
+from tests.support.trained import features_of, made, texts, world_of
+from tierwise.cli.main import app
+from tierwise.core.learned import Heads, problems
+from tierwise.study import chances
+from tierwise.study.artefact import load, read_manifest
+from tierwise.study.fit import FitError, Fitted, fit, predict
+from tierwise.study.regress import Scales, columns, design, folds_of, left_out, solve
+from tierwise.study.table import Table, inputs_of, split
+from tierwise.study.targets import targets
+
+WORLD, TRUTH = world_of(500)  # the least that shows what is claimed
+
+
+@pytest.fixture(scope="module")
+def fitted() -> Fitted:
+    return fit(WORLD)
+
+
+def with_quality(table: Table, change: Callable[[np.ndarray[Any, Any]], None]) -> Table:
+    quality = table.quality.copy()
+    change(quality)
+    return msgspec.structs.replace(table, quality=quality)
+
+
+# ------------------------------------------------------------------------------------------------ what is learned
+
+
+def test_a_fit_finds_who_is_good_at_what(fitted: Fitted) -> None:
+    """On prompts it has never seen its chances are nearer to the truth than the means are, for every model, and the
+    gain it expects orders prompts as the true gain does."""
+    table, truth = world_of(1_000, seed=7)
+    mean, low, high = predict(fitted.trained, table.inputs, table.workloads)
+    assert fitted.trained.reference == "big" and fitted.trained.models == WORLD.models
+    assert ((low < mean) & (mean < high)).all()
+    for m in (1, 2):
+        gain, expected = truth[:, 0] - truth[:, m], mean[:, 0] - mean[:, m]
+        assert np.corrcoef(gain, expected)[0, 1] > 0.85
+        usual = WORLD.quality[:, m].mean()
+        assert np.mean((mean[:, m] - truth[:, m]) ** 2) < 0.4 * np.mean((usual - truth[:, m]) ** 2)
+
+
+def test_the_report_measures_on_prompts_that_were_left_out(fitted: Fitted) -> None:
+    report = fitted.report
+    assert (report.rows, report.workloads, report.left_out, report.warnings) == (500, 2, 500, ())
+    by_name = {each.model: each for each in report.models}
+    tiny = by_name["tiny"]
+    assert tiny.n == tiny.paired == 500 and by_name["big"].apgr is None
+    assert tiny.quality.brier < tiny.quality.base_brier and tiny.quality.log_loss < tiny.quality.base_log_loss
+    assert tiny.quality.auroc is not None and tiny.quality.auroc > 0.75
+    assert tiny.apgr is not None and tiny.apgr > 0.6
+
+
+def test_what_is_left_out_teaches_nothing() -> None:
+    """Outcomes by the toss of a coin: no figure of the report may say that the prompt told them."""
+    generator = np.random.default_rng(3)
+    table = with_quality(WORLD, lambda quality: np.copyto(quality, generator.integers(0, 2, quality.shape)))
+    for each in fit(table).report.models:
+        assert each.quality.auroc is not None and abs(each.quality.auroc - 0.5) < 0.08
+        assert each.quality.brier > each.quality.base_brier - 0.004
+
+
+def test_the_interval_covers_the_truth_of_slices(fitted: Fitted) -> None:
+    """Prompts of one workload with similar chances: their true share is within the interval, nine times of ten."""
+    table, truth = world_of(3_000, seed=11)
+    mean, low, high = predict(fitted.trained, table.inputs, table.workloads)
+    workload = np.unique(table.workloads, return_inverse=True)[1]
+    inside = []
+    for m in range(3):
+        slices = chances.slices_of(mean[:, m], workload)
+        for each in np.unique(slices):
+            rows = slices == each
+            inside.append(low[rows, m].mean() <= truth[rows, m].mean() <= high[rows, m].mean())
+    assert np.mean(inside) >= 0.85, np.mean(inside)
+    assert all((each.quality.coverage or 0) > 0.75 for each in fitted.report.models)
+
+
+def test_the_gain_is_taken_where_both_answered() -> None:
+    """The weak model was only asked what is easy, so that its mean is higher than the strong one's. On prompts that
+    both answered it is not, and that is what is believed."""
+    easy = TRUTH[:, 2] > np.median(TRUTH[:, 2])
+
+    def only_easy(quality: np.ndarray[Any, Any]) -> None:
+        quality[~easy, 2] = np.nan
+        quality[easy, 0] = np.where(np.arange(easy.sum()) % 2 == 0, quality[easy, 0], np.nan)
+
+    table = with_quality(WORLD, only_easy)
+    found = fit(table, reference="big")
+    mean, _, _ = predict(found.trained, WORLD.inputs.take(np.flatnonzero(easy)), ["chat"] * int(easy.sum()))
+    assert (mean[:, 0] > mean[:, 2]).mean() > 0.9
+    assert {each.model: each.paired for each in found.report.models}["tiny"] < 200
+
+
+def test_logs_of_one_model_with_few_shadows_still_learn() -> None:
+    """All prompts to the strong one, a fifth shadowed by the weak one: its gain is learned from these."""
+
+    def shadowed(quality: np.ndarray[Any, Any]) -> None:
+        quality[:, 1] = np.nan
+        quality[np.arange(len(quality)) % 5 != 0, 2] = np.nan
+
+    found = fit(with_quality(WORLD, shadowed))
+    assert found.trained.models == ("big", "tiny")
+    assert found.report.warnings == ("nothing was learned about mid: 0 rows, and 20 are the least",)
+    table, truth = world_of(600, seed=5)
+    mean, _, _ = predict(found.trained, table.inputs, table.workloads)
+    assert np.corrcoef(truth[:, 0] - truth[:, 2], mean[:, 0] - mean[:, 1])[0, 1] > 0.5
+
+
+def test_without_pairs_a_model_has_a_regression_of_its_own() -> None:
+    def apart(quality: np.ndarray[Any, Any]) -> None:
+        quality[::2, 0] = np.nan
+        quality[1::2, 2] = np.nan
+
+    found = fit(with_quality(WORLD, apart).only(["big", "tiny"]))
+    assert any("was not measured: 0 prompts" in warning for warning in found.report.warnings)
+    mean, _, _ = predict(found.trained, WORLD.inputs, WORLD.workloads)
+    assert np.corrcoef(TRUTH[:, 2], mean[:, 1])[0, 1] > 0.8
+
+
+def test_a_workload_moves_the_chance_and_a_rare_one_hardly(fitted: Fitted) -> None:
+    mean_chat, _, _ = predict(fitted.trained, WORLD.inputs, ["chat"] * 500)
+    mean_proofs, _, _ = predict(fitted.trained, WORLD.inputs, ["proofs"] * 500)
+    assert (mean_chat[:, 1] > mean_proofs[:, 1]).all()
+    names = np.array(WORLD.workloads, dtype=object)
+    names[:6] = "rare"
+    table = with_quality(WORLD, lambda quality: np.copyto(quality[:6], 0.0))
+    rare = fit(msgspec.structs.replace(table, workloads=tuple(names)))
+    mean_rare, _, _ = predict(rare.trained, WORLD.inputs, ["rare"] * 500)
+    mean_none, _, _ = predict(rare.trained, WORLD.inputs, [""] * 500)
+    assert "rare" in rare.trained.workloads
+    assert (mean_rare[:, 0] < mean_none[:, 0]).all()
+    assert mean_rare[:, 0].mean() > 0.05, "six failures are not the whole truth"
+
+
+def test_weights_count() -> None:
+    """A label of weight near zero is as good as none."""
+    flipped = np.arange(500) % 2 == 0
+    table = with_quality(WORLD, lambda quality: np.copyto(quality, 1 - quality, where=flipped[:, None]))
+    weight = np.where(flipped[:, None], 1e-3, np.ones_like(WORLD.weight))
+    trusted = fit(msgspec.structs.replace(table, weight=weight))
+    mean, _, _ = predict(trusted.trained, WORLD.inputs, WORLD.workloads)
+    believed = fit(table)
+    wrong, _, _ = predict(believed.trained, WORLD.inputs, WORLD.workloads)
+    assert np.mean((mean - TRUTH) ** 2) < 0.5 * np.mean((wrong - TRUTH) ** 2)
+
+
+def test_lengths_are_learned_as_means(fitted: Fitted) -> None:
+    table, _ = world_of(400, seed=9)
+    served, expected = Heads(fitted.trained), []
+    for text, workload in zip(table.texts, table.workloads, strict=True):
+        score = served.scores(features_of(str(text)), workload)
+        expected.append([score[name].output_tokens or 0 for name in table.models])
+        assert score["big"].latency_ms is None
+    assert np.mean(expected, axis=0) == pytest.approx(table.output_tokens.mean(axis=0), rel=0.15)
+
+
+def test_the_same_data_and_seed_give_the_same_estimator(fitted: Fitted) -> None:
+    assert fit(WORLD) == fitted
+    assert fit(WORLD.take(np.arange(400))).trained.id != fitted.trained.id
+
+
+# ------------------------------------------------------------------------------------------------ as it serves
+
+
+def test_predict_says_what_heads_say(fitted: Fitted) -> None:
+    generator = np.random.default_rng(2)
+    said = ["", "???", *texts(40, generator)[0], "derive " * 3_000]
+    workloads = [str(generator.choice(["chat", "proofs", "", "new"])) for _ in said]
+    read = [features_of(text) for text in said]
+    for trained in (fitted.trained, made(models=("a", "b"), workloads=("chat",), grams=4_000)):
+        parts = predict(trained, inputs_of(read), workloads)
+        served = Heads(trained)
+        for i, (each, workload) in enumerate(zip(read, workloads, strict=True)):
+            scores = served.scores(each, workload).values()
+            wanted = [[score.mid for score in scores], [s.low for s in scores], [s.high for s in scores]]
+            np.testing.assert_allclose([part[i] for part in parts], wanted, atol=1e-5)
+
+
+# ------------------------------------------------------------------------------------------------ poor data
+
+
+def empty(table: Table) -> Table:
+    return table.take([])
+
+
+def nothing_known(table: Table) -> Table:
+    return with_quality(table, lambda quality: quality.fill(np.nan))
+
+
+def ten_rows(table: Table) -> Table:
+    return table.take(np.arange(10))
+
+
+def one_prompt(table: Table) -> Table:
+    return msgspec.structs.replace(table, groups=np.zeros(500, dtype=np.int64))
+
+
+def above_one(table: Table) -> Table:
+    return with_quality(table, lambda quality: quality.__setitem__((3, 1), 1.2))
+
+
+def infinite(table: Table) -> Table:
+    return with_quality(table, lambda quality: quality.__setitem__((3, 1), np.inf))
+
+
+def weightless(table: Table) -> Table:
+    return msgspec.structs.replace(table, weight=np.zeros_like(table.weight))
+
+
+def no_feature(table: Table) -> Table:
+    dense = table.inputs.dense.copy()
+    dense[4, 2] = np.nan
+    return msgspec.structs.replace(table, inputs=msgspec.structs.replace(table.inputs, dense=dense))
+
+
+def negative_tokens(table: Table) -> Table:
+    return msgspec.structs.replace(table, output_tokens=-table.output_tokens)
+
+
+REFUSED: dict[Callable[[Table], Table], str] = {
+    empty: "empty",
+    nothing_known: "no model has 20 outcomes",
+    ten_rows: r"no model has 20 outcomes \(the most is 10\)",
+    one_prompt: "there are 1 different prompts",
+    above_one: "'p3', model 'mid' is 1.2; it has to be between 0 and 1",
+    infinite: "'p3', model 'mid' is inf",
+    weightless: "not above 0",
+    no_feature: "feature of prompt 'p4'",
+    negative_tokens: "output_tokens of prompt 'p0'",
+}
+
+
+@pytest.mark.parametrize(("spoil", "told"), REFUSED.items(), ids=[each.__name__ for each in REFUSED])
+def test_a_table_that_carries_nothing_is_refused(spoil: Callable[[Table], Table], told: str) -> None:
+    with pytest.raises(FitError, match=told):
+        fit(spoil(WORLD))
+
+
+def test_a_reference_without_outcomes_is_refused() -> None:
+    with pytest.raises(FitError, match="none of the models: big, mid, tiny"):
+        fit(WORLD, reference="huge")
+    few = with_quality(WORLD, lambda quality: quality[5:, 0].fill(np.nan))
+    with pytest.raises(FitError, match="'big' has 5 outcomes"):
+        fit(few, reference="big")
+
+
+def alike(table: Table) -> Table:
+    return with_quality(table, lambda quality: quality.fill(1.0))
+
+
+def one_alike(table: Table) -> Table:
+    return with_quality(table, lambda quality: quality[:, 2].fill(0.0))
+
+
+def twenty_rows(table: Table) -> Table:
+    return table.take(np.arange(20))
+
+
+def one_model(table: Table) -> Table:
+    return table.only(["mid"])
+
+
+def no_grams(table: Table) -> Table:
+    nothing = msgspec.structs.replace(table.inputs, grams=np.zeros(0, np.uint16), starts=np.zeros(501, np.int64))
+    return msgspec.structs.replace(table, inputs=nothing)
+
+
+def constant_features(table: Table) -> Table:
+    flat = msgspec.structs.replace(table.inputs, dense=np.ones_like(table.inputs.dense))
+    return msgspec.structs.replace(table, inputs=flat)
+
+
+def shares(table: Table) -> Table:
+    return with_quality(table, lambda quality: np.copyto(quality, 0.3 + 0.4 * quality))
+
+
+def doubled(table: Table) -> Table:
+    return table.take(np.repeat(np.arange(250), 2))
+
+
+def own_workloads(table: Table) -> Table:
+    return msgspec.structs.replace(table, workloads=tuple(f"w{i}" for i in range(500)))
+
+
+POOR = (
+    alike, one_alike, twenty_rows, one_model, no_grams, constant_features, shares, doubled, own_workloads,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("spoil", POOR, ids=[each.__name__ for each in POOR])
+def test_a_poor_table_gives_a_sound_estimator(
+    spoil: Callable[[Table], Table], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No number that is none, chances strictly between 0 and 1, nothing certain."""
+    monkeypatch.setattr("tierwise.study.settings.REPEATS", 1)
+    found = fit(spoil(WORLD))
+    assert problems(found.trained) == []
+    parts = predict(found.trained, WORLD.inputs, WORLD.workloads)
+    assert all(np.isfinite(part).all() for part in parts)
+    assert (parts[0] > 0).all() and (parts[0] < 1).all()
+    assert "NaN" not in msgspec.json.encode(found.report).decode()
+    if spoil in (alike, one_alike):
+        assert any("all outcomes of tiny are alike" in warning for warning in found.report.warnings)
+
+
+# ------------------------------------------------------------------------------------------------ algebra
+
+
+def test_both_ways_to_the_solution_agree_with_the_normal_equations() -> None:
+    """`solve` against a direct solution; `left_out` against fits without each fold."""
+    part = WORLD.take(np.arange(120))
+    named = columns(part.inputs, part.workloads, part.groups)
+    matrix = design(part.inputs, part.workloads, named, Scales(0.1, 0.3))
+    plain, penalty = matrix.toarray(), 7.0
+    generator = np.random.default_rng(0)
+    values, weights = generator.normal(size=(120, 2)), generator.uniform(0.2, 2.0, (120, 1))
+
+    def direct(rows: Any) -> Any:
+        x, w = plain[rows], weights[rows]
+        return np.linalg.solve(x.T @ (w * x) + penalty * np.eye(x.shape[1]), x.T @ (w * values[rows]))
+
+    both = np.hstack([weights, weights])
+    np.testing.assert_allclose(
+        plain @ solve(matrix, values, both, np.full(2, penalty)), plain @ direct(np.arange(120)), atol=1e-3
+    )
+    folds = folds_of(part.groups, 5, 0)
+    (found,) = left_out(plain @ plain.T, values, weights[:, 0], penalty, [folds])
+    for fold in range(5):
+        wanted = plain[folds == fold] @ direct(folds != fold)
+        np.testing.assert_allclose(found[folds == fold], wanted, atol=1e-8)
+
+
+def test_a_weight_of_zero_leaves_a_row_out() -> None:
+    named = columns(WORLD.inputs, WORLD.workloads, WORLD.groups)
+    matrix = design(WORLD.inputs, WORLD.workloads, named, Scales(0.1, 0.3))
+    values, weights = WORLD.quality[:, :1].copy(), np.ones((500, 1))
+    weights[100:] = 0.0
+    values[100:] = 1e3
+    some = solve(matrix[:100], values[:100], weights[:100], np.array([5.0]))
+    np.testing.assert_allclose(solve(matrix, values, weights, np.array([5.0])), some, atol=1e-4)
+
+
+@given(st.lists(st.integers(0, 9), min_size=1, max_size=60), st.integers(0, 5))
+def test_a_group_is_in_one_fold(groups: list[int], seed: int) -> None:
+    folds = folds_of(np.array(groups), 5, seed)
+    assert ((folds >= 0) & (folds < 5)).all()
+    assert len({(group, int(fold)) for group, fold in zip(groups, folds, strict=True)}) == len(set(groups))
+
+
+def test_folds_of_single_prompts_are_of_one_size() -> None:
+    assert sorted(np.bincount(folds_of(np.arange(103), 5, 1)).tolist()) == [20, 20, 21, 21, 21]
+
+
+def test_a_gram_of_one_group_carries_no_weight() -> None:
+    table = WORLD.take(np.repeat(np.arange(100), 2))
+    alone = msgspec.structs.replace(table, groups=np.zeros(200, dtype=np.int64))
+    assert columns(alone.inputs, alone.workloads, alone.groups).grams.size == 0
+    assert columns(table.inputs, table.workloads, np.arange(200)).grams.size > 0
+
+
+def test_the_sparse_and_many_rows_go_another_way(monkeypatch: pytest.MonkeyPatch, fitted: Fitted) -> None:
+    """One fold left out instead of five: nearly the same estimator, figures of a fifth of the rows."""
+    monkeypatch.setattr("tierwise.study.fit.MANY", 100)
+    found = fit(WORLD)
+    assert found.report.left_out == 100
+    ours, theirs = (predict(each.trained, WORLD.inputs, WORLD.workloads)[0] for each in (found, fitted))
+    assert np.abs(ours - theirs).mean() < 0.06
+
+
+def test_targets_of_models_without_pairs() -> None:
+    table = with_quality(WORLD, lambda quality: (quality[:250, 1].fill(np.nan), quality[250:, 0].fill(np.nan)))
+    found = targets(table, 0)
+    assert set(found.own) == {0, 1, 2} and set(found.gain) == {2}
+    assert found.levels == 3 and found.values.shape == (500, 4)
+
+
+# ------------------------------------------------------------------------------------------------ chances
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(2, 200), st.floats(0.0, 1.0), st.floats(1e-6, 1e3), st.integers(0, 99))
+def test_a_curve_is_finite_and_never_falls(n: int, share: float, width: float, seed: int) -> None:
+    generator = np.random.default_rng(seed)
+    scores, outcomes = generator.normal(0, width, n), (generator.random(n) < share) * 1.0
+    found = chances.curve(scores, outcomes, generator.uniform(0.1, 3.0, n))
+    assert found.slope >= 0.0 and math.isfinite(found.slope) and math.isfinite(found.intercept)
+    p = chances.chances(found, scores)
+    assert ((p >= 0) & (p <= 1)).all()
+
+
+def test_a_curve_finds_the_curve() -> None:
+    generator = np.random.default_rng(0)
+    scores = generator.normal(0.6, 0.2, 20_000)
+    truth = 1 / (1 + np.exp(-(7.0 * scores - 3.0)))
+    found = chances.curve(scores, (generator.random(20_000) < truth) * 1.0, np.ones(20_000))
+    assert found.slope == pytest.approx(7.0, rel=0.1) and found.intercept == pytest.approx(-3.0, rel=0.15)
+
+
+def test_scores_that_are_upside_down_are_not_turned_round() -> None:
+    scores = np.linspace(0, 1, 400)
+    found = chances.curve(scores, (scores < 0.5) * 1.0, np.ones(400))
+    assert found.slope == 0.0
+    assert chances.chances(found, scores) == pytest.approx(np.full(400, 0.5), abs=0.01)
+
+
+def test_doubt_grows_with_what_chances_miss() -> None:
+    """A model that is right where it is said to be, one that is not in one of two workloads, and one with few rows."""
+    generator = np.random.default_rng(1)
+    p = generator.uniform(0.2, 0.9, 4_000)
+    good = (generator.random(4_000) < p) * 1.0
+    workload = np.arange(4_000) % 2
+    slices = chances.slices_of(p, workload)
+    honest = chances.doubt(p, good, np.ones(4_000), slices)
+    off = np.where(workload == 1, p * 0.5, p)
+    wrong = chances.doubt(p, (generator.random(4_000) < off) * 1.0, np.ones(4_000), slices)
+    few = chances.doubt(p[:30], good[:30], np.ones(30), np.zeros(30, np.int64))
+    assert honest < 0.25 < 1.0 < wrong and honest < few
+
+
+def test_auroc_by_hand() -> None:
+    one = np.ones(4)
+    assert chances.auroc(np.array([1.0, 2, 3, 4]), np.array([0.0, 0, 1, 1]), one) == 1.0
+    assert chances.auroc(np.array([1.0, 1, 1, 1]), np.array([0.0, 0, 1, 1]), one) == 0.5
+    assert chances.auroc(np.array([1.0, 2, 3, 4]), np.array([0.0, 1, 0, 1]), one) == 0.75
+    assert chances.auroc(one, one, one) is None
+
+
+# ------------------------------------------------------------------------------------------------ the command
+
+
+def test_the_command_fits_and_saves(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    write(msgspec.structs.replace(world_of(80)[0], cost_usd=np.ones((80, 3))), tmp_path / "data", "world")
+    run = CliRunner().invoke(app, ["fit", str(tmp_path / "data"), "--out", str(tmp_path / "out"), "--json"])
+    assert run.exit_code == 0, run.output
+    told = msgspec.json.decode(run.stdout)
+    assert load(tmp_path / "out", told["id"]).reference == told["report"]["reference"] == "big"
+    assert read_manifest(tmp_path / "out", told["id"]).data_hash == told["data_hash"]
+    assert "prompts, 3 models" in run.stderr
+    text = CliRunner().invoke(app, ["fit", str(tmp_path / "data"), "--out", str(tmp_path / "out")])
+    assert text.exit_code == 0 and told["id"] in text.stdout and "tiny" in text.stdout
+
+
+def test_the_split_is_by_group() -> None:
+    first, second = split(WORLD.groups, 0.5, 0)
+    assert not set(WORLD.groups[first]) & set(WORLD.groups[second])
