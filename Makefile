@@ -7,6 +7,7 @@
 #   make simulate-money  what the price of money is worth, a month at a time; renews docs/price-of-money.*
 #   make simulate-watch  how soon a broken promise is found; renews docs/watching.*
 #   make bench-routing  what routing is worth; renews docs/routing-quality.*  TIERWISE_DATA=FOLDER ARGS="--seeds 5"
+#   make simulate-loop  a router fitted on its own decisions, round by round; renews docs/exploring.*
 #   make reliability  runs that try to break the money; renews docs/reliability.md  ARGS="--only bar1,bar8 --fast"
 #   make lock    requirements/*.txt from pyproject  ARGS="--upgrade" or ARGS="--upgrade-package NAME"
 #   make clean   forget the environments and caches
@@ -20,7 +21,7 @@ MAKEFLAGS += --no-print-directory
 unexport PYTHONDONTWRITEBYTECODE
 unexport PYTHONPATH
 
-.PHONY: help run test check format bench simulate-money simulate-watch bench-routing reliability lock node-sdk clean
+.PHONY: help run test check format bench simulate-money simulate-loop simulate-watch bench-routing reliability lock node-sdk clean
 .DEFAULT_GOAL := help
 
 help:
@@ -47,6 +48,9 @@ bench: $(DEV)/ready
 
 simulate-money: $(DEV)/ready
 	$(DEV)/bin/python -m scripts.simulate_money --write $(ARGS)
+
+simulate-loop: $(DEV)/ready
+	OPENBLAS_NUM_THREADS=1 $(DEV)/bin/python -m scripts.simulate_loop --write $(ARGS)
 
 simulate-watch: $(DEV)/ready
 	$(DEV)/bin/python -m scripts.simulate_watch --write $(ARGS)

@@ -1,24 +1,29 @@
-"""A router that is fitted again and again on its own logged decisions: what becomes of it, with and without exploration.
+"""A router that is fitted again and again on its own logged decisions: what becomes of it, with and without
+exploration.
 
     make simulate-loop        prints the table and renews docs/exploring.md and docs/exploring.svg
 
 What decides, what explores and what fits is the product's own: `decide`, its odds and shadows, `study/fit`. What is
 simulated is the world: which kinds of request come, and how often each model manages each kind, which is known. A label
 exists for what was asked, and for nothing else. Each round the estimator is fitted on the last WINDOW rounds alone, as
-anybody does whose traffic and models change. Then models do change, each on the side that the router does not look at:
+anybody does whose traffic and models change. Two things then happen to a router that looks at nothing but its choices:
 
-- at CHANGE the cheap model's provider releases a better version: it now manages `lookup`, which the router has learned to
-  send to the dear one;
-- and the dear one's too: it now does clearly better at `writing`, which the router has learned to send to the cheap one.
+- Models change on the side it does not look at. At CHANGE the cheap one's provider releases a version that manages
+  `lookup`, which goes to the dear one by then; and the dear one does better at `writing`, which goes to the cheap one.
+- It forgets. Once the pilot has left the window, no row tells how badly the cheap model does where it is never asked.
+  The fit carries over what it sees of it elsewhere, all of it good, and sends it everything; the labels of that round
+  teach it better; and when these have left the window in turn, it begins again.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import math
 import random
 import statistics
 import sys
+import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -26,7 +31,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from scripts.loop_report import renewed, svg
+from scripts.loop_report import Figures, renewed, svg, table_text
 from tierwise.core.catalogue import Catalogue, Model, Provider
 from tierwise.core.decide import decide
 from tierwise.core.episode import Call, Episode, Replied
@@ -42,7 +47,7 @@ from tierwise.study.settings import USUAL
 from tierwise.study.table import Table, inputs_of
 
 CHEAP, DEAR = "acme/cheap", "acme/dear"
-ROUNDS, PER_ROUND, WINDOW, CHANGE, SEEDS = 14, 400, 5, 5, 8
+ROUNDS, PER_ROUND, WINDOW, CHANGE, SEEDS = 20, 400, 5, 5, 8
 RATE = 0.05
 MOST_WEIGHT = 20.0  # of one request under its odds; what is rarer is taken for this rare
 OUTPUT_TOKENS = 300
@@ -72,7 +77,7 @@ KINDS: dict[str, tuple[str, tuple[float, float], tuple[float, float]]] = {
     "writing": ("poem stanza metaphor narrator scene dialogue chapter verse", (0.68, 0.80), (0.68, 0.97)),
     "proof": ("lemma theorem induction integral converge matrix kernel prime", (0.35, 0.85), (0.35, 0.85)),
 }
-FILLER = "please the of about with for some more short and then how what which would".split()
+FILLER = "please the of about with for some more short and then how what which would".split()  # noqa: SIM905
 
 
 class Arm(NamedTuple):
@@ -115,7 +120,7 @@ def truth(kind: str, at: int) -> tuple[float, float]:
 
 
 def snapshot_of(estimator: Estimator | None, arm: Arm) -> Snapshot:
-    """In the first round nothing is known, and each model answers half of the requests: the pilot that anybody makes."""
+    """In the first round nothing is known, and each model answers half of the requests: a pilot."""
     providers = {"acme": Provider(name="acme", wire="openai", base_url="http://127.0.0.1:9/v1")}
     catalogue = Catalogue(
         providers=providers,
@@ -165,7 +170,8 @@ def one_round(snapshot: Snapshot, at: int, per_round: int, arm: Arm, dice: rando
         price = {model: cost[model] + (1 - good[model]) * MISS_NANO for model in good}
         decision = decide(snapshot, episode)
         call = decision.step
-        assert isinstance(call, Call)
+        if not isinstance(call, Call):
+            raise RuntimeError(f"nobody was to be called: {call}")  # noqa: TRY004
         odds = dict(decision.odds).get(call.model, 1.0)
         served = Replied(at=call.at, model=call.model, after_ms=1, usage=Usage(), cost_nano=cost[call.model])
         beside = decide(snapshot, episode.then(served)).shadow
@@ -230,73 +236,56 @@ def run(arm: Arm, seed: int, rounds: int = ROUNDS, per_round: int = PER_ROUND) -
         found.append(told)
         logged.append(rows)
         window = [row for each in logged[-WINDOW:] for row in each]
-        try:
+        with contextlib.suppress(FitError):  # one of the models was hardly asked: the last estimator stays
             estimator = fit(table_of(window), reference=DEAR, seed=seed, settings=USUAL).trained
-        except FitError:
-            pass  # one of the models has hardly been asked: the last estimator stays
     return found
 
 
-class Figures(NamedTuple):
-    """Of one arm, means over the seeds with their standard errors: the rounds, and before and after the change."""
-
-    arm: str
-    rounds: tuple[tuple[float, float], ...]  # regret
-    before: tuple[float, float]
-    after: tuple[float, float]
-    quality: tuple[float, float]  # after
-    spent: tuple[float, float]  # after
-
-
 def figures(arm: Arm, runs: Sequence[Sequence[Round]]) -> Figures:
-    """`before`: the three rounds before the change; `after`: the last three."""
+    """`before`: after the pilot and before the models change; the rest: over the last half of the rounds."""
 
     def mean(values: Sequence[float]) -> tuple[float, float]:
-        error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
-        return statistics.fmean(values), error
+        return statistics.fmean(values), statistics.stdev(values) / math.sqrt(len(values))
 
-    def over(part: slice, name: str) -> tuple[float, float]:
-        return mean([statistics.fmean(getattr(each, name) for each in run[part]) for run in runs])
+    def over(first: int, last: int, name: str) -> tuple[float, float]:
+        return mean([statistics.fmean(getattr(each, name) for each in run[first:last]) for run in runs])
 
-    last = slice(len(runs[0]) - 3, None)
+    rounds = len(runs[0])
+    half = rounds // 2
     return Figures(
         arm=arm.name,
-        rounds=tuple(mean([run[at].regret_usd for run in runs]) for at in range(len(runs[0]))),
-        before=over(slice(CHANGE - 3, CHANGE), "regret_usd"),
-        after=over(last, "regret_usd"),
-        quality=over(last, "quality"),
-        spent=over(last, "spent_usd"),
+        rounds=tuple(mean([run[at].regret_usd for run in runs]) for at in range(rounds)),
+        before=over(1, CHANGE, "regret_usd"),
+        after=over(half, rounds, "regret_usd"),
+        worst=mean([max(each.regret_usd for each in run[half:]) for run in runs]),
+        quality=over(half, rounds, "quality"),
+        spent=over(half, rounds, "spent_usd"),
     )
 
 
-def simulate(seeds: int, rounds: int = ROUNDS, per_round: int = PER_ROUND, arms: Sequence[Arm] = ARMS) -> list[Figures]:
-    jobs = [(arm, seed) for arm in arms for seed in range(seeds)]
-    with ProcessPoolExecutor() as pool:
-        runs = list(
-            pool.map(
-                run,
-                [arm for arm, _ in jobs],
-                [seed for _, seed in jobs],
-                [rounds] * len(jobs),
-                [per_round] * len(jobs),
-            )
-        )
-    return [figures(arm, runs[i * seeds : (i + 1) * seeds]) for i, arm in enumerate(arms)]
+def job(given: tuple[Arm, int, int, int]) -> list[Round]:
+    return run(*given)
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=SEEDS)
+    parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--write", action="store_true", help="renew docs/exploring.md and .svg")
-    given = parser.parse_args()
-    found = simulate(given.seeds)
-    docs = Path(__file__).parent.parent / "docs"
-    text = renewed((docs / "exploring.md").read_text(), found, given.seeds)
-    if given.write:
-        (docs / "exploring.md").write_text(text)
+    options = parser.parse_args()
+    began = time.monotonic()
+    jobs = [(arm, seed, ROUNDS, PER_ROUND) for arm in ARMS for seed in range(options.seeds)]
+    with ProcessPoolExecutor(options.processes) as pool:
+        runs = list(pool.map(job, jobs))
+    found = [figures(arm, runs[i * options.seeds : (i + 1) * options.seeds]) for i, arm in enumerate(ARMS)]
+    text = table_text(found, options.seeds)
+    print(text)
+    if options.write:
+        docs = Path(__file__).resolve().parent.parent / "docs"
+        page = docs / "exploring.md"
+        page.write_text(renewed(page.read_text(), text))
         (docs / "exploring.svg").write_text(svg(found, CHANGE))
-    for each in found:
-        print(each.arm, each.before, each.after, each.quality, each.spent, [round(r, 2) for r, _ in each.rounds])
+    print(f"{time.monotonic() - began:.0f} s", file=sys.stderr)
     return 0
 
 

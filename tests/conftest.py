@@ -7,6 +7,9 @@ import os
 import pytest
 from hypothesis import HealthCheck, settings
 
+# Before anybody imports NumPy: on processors that are shared its threads mostly wait for each other.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
 # Timings are benchmarks, never assertions: a slow machine must not fail a law. TIERWISE_EXAMPLES=2000 looks harder.
 settings.register_profile(
     "tierwise",

@@ -12,7 +12,7 @@ import pytest
 from support.tables import made, write
 from support.worlds import AT_S
 
-from tierwise.cli.evaluate import _plain, _renew
+from tierwise.cli.evaluate import _made, _plain, _renew
 from tierwise.cli.main import app
 from tierwise.study import page, trials
 from tierwise.study.bench import Bench, bench
@@ -71,7 +71,7 @@ def test_the_page_has_a_table_for_each_and_keeps_what_stands_around_it(done: Ben
             assert len({line.count("|") for line in block.splitlines()}) == 1
     path = tmp_path / "page.md"
     path.write_text(f"before\n{page.BEGIN}\nwhat was there\n{page.END}\nafter\n")
-    _renew(path, done)
+    _renew(path, done, _made(path))
     renewed = path.read_text()
     assert renewed.startswith("before\n")
     assert renewed.endswith("\nafter\n")
@@ -91,6 +91,14 @@ def test_targets_are_met_by_their_figures_alone(done: Bench) -> None:
     assert not found["three: same model after small changes"].met
     slow = msgspec.structs.replace(three, speed=trials.Speed(0.2, 1.1, 500, 3, 10))
     assert not page.targets(msgspec.structs.replace(done, sets=(slow,)))[-1].met
+
+
+def test_a_source_that_gains_does_not_pay_for_one_that_is_harmed(done: Bench) -> None:
+    for harmed, met in ((-0.01, False), (-0.001, True)):
+        harm = (trials.Harm("a", 100, {"router": 0.2}), trials.Harm("b", 100, {"router": harmed}))
+        one = msgspec.structs.replace(done.sets[0], harm=harm)
+        found = page.targets(msgspec.structs.replace(done, sets=(one,)))
+        assert [each.met for each in found if "no harm" in each.about] == [met]
 
 
 def test_everything_is_json(done: Bench) -> None:

@@ -11,12 +11,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.support.stories import episodes, events, worlds
-from tests.support.worlds import BIG, MID, RIVAL, TINY, after, called, episode, replied, said, world
+from tests.support.worlds import BIG, MID, RIVAL, TINY, after, called, episode, failed, replied, said, world
 from tierwise.config import load
 from tierwise.core.budget import Denial, Lambda
 from tierwise.core.check_policy import check
 from tierwise.core.decide import decide
-from tierwise.core.episode import Answer, Call, Decision, Denied, Episode, Grade, Replied, Serve
+from tierwise.core.episode import Answer, Call, Decision, Denied, Episode, Grade, Refuse, Replied, Serve
 from tierwise.core.policy import Accept, Cascade, Exploration, Explore, Plan, Use
 from tierwise.core.request import EXPLORATION, Payer
 from tierwise.core.shadow import alone, exploring, rest_of
@@ -78,6 +78,17 @@ def test_what_the_ledger_denies_to_an_explored_call_denies_nothing_to_the_usual_
         assert not isinstance(decide(snapshot, after(story, own)).step, Call)
 
 
+def test_a_refusal_is_never_told_as_exploration_s_budget() -> None:
+    plans: dict[str, Plan] = {"start": Explore(Exploration(rate=1.0, among=("frontier",)), then=MID.id)}
+    snapshot = world(plans, attempts=1)
+    story = episode(snapshot)
+    first = called(decide(snapshot, story))
+    refused = Denied(at=first.at, model=first.model, after_ms=1, denial=Denial(scope="tag"), explored=True)
+    usual = called(decide(snapshot, after(story, refused)))
+    last = decide(snapshot, after(story, refused, failed(usual.at, usual.model)))
+    assert isinstance(last.step, Refuse) and last.step.code == "upstream_failed"
+
+
 def test_the_payer_of_an_explored_call_keeps_all_its_own_names() -> None:
     payer = Payer(key="k", user="ada", team="search", tags=(("env", "prod"),))
     assert exploring(payer) == msgspec.structs.replace(payer, tags=(("env", "prod"), EXPLORATION))
@@ -110,6 +121,8 @@ def test_a_model_that_has_answered_or_rests_or_has_no_price_is_no_shadow() -> No
     free = msgspec.structs.replace(BIG, price=None)
     plans: dict[str, Plan] = {"s": Explore(Exploration(rate=1.0, among=(BIG.id,), shadow=True), then=MID.id)}
     snapshot = world(plans, free, MID)
+    allowed = msgspec.structs.replace(snapshot.catalogue, unpriced="allow")
+    snapshot = msgspec.structs.replace(snapshot, catalogue=allowed)
     assert decide(snapshot, after(episode(snapshot), replied(f"s/{MID.id}", MID.id))).shadow is None
 
 

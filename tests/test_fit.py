@@ -1,8 +1,7 @@
-"""Training: what is learned of tables whose truth is known, what is said of tables that carry little, and the algebra."""
+"""Training: what is learned of tables whose truth is known, what is said of poor ones, and the algebra."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,8 +9,6 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from tests.support.tables import write
@@ -21,9 +18,7 @@ from tierwise.core.learned import Heads, problems
 from tierwise.study import chances
 from tierwise.study.artefact import load, read_manifest
 from tierwise.study.fit import FitError, Fitted, fit, predict
-from tierwise.study.regress import Scales, columns, design, folds_of, left_out, solve
-from tierwise.study.table import Table, inputs_of, split
-from tierwise.study.targets import targets
+from tierwise.study.table import Table, inputs_of
 
 WORLD, TRUTH = world_of(500)  # the least that shows what is claimed
 
@@ -31,6 +26,13 @@ WORLD, TRUTH = world_of(500)  # the least that shows what is claimed
 @pytest.fixture(scope="module")
 def fitted() -> Fitted:
     return fit(WORLD)
+
+
+@pytest.fixture(autouse=True)
+def quickly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few settings are tried here, on one division into folds; `fitted` tries them all."""
+    monkeypatch.setattr("tierwise.study.settings.REPEATS", 1)
+    monkeypatch.setattr("tierwise.study.settings.CHOICES", {"workload": (1.0,), "dense": (0.05,), "gain": (100.0,)})
 
 
 def with_quality(table: Table, change: Callable[[np.ndarray[Any, Any]], None]) -> Table:
@@ -58,7 +60,8 @@ def test_a_fit_finds_who_is_good_at_what(fitted: Fitted) -> None:
 
 def test_the_report_measures_on_prompts_that_were_left_out(fitted: Fitted) -> None:
     report = fitted.report
-    assert (report.rows, report.workloads, report.left_out, report.warnings) == (500, 2, 500, ())
+    assert (report.rows, report.workloads, report.left_out) == (500, 2, 500)
+    assert all("big" in warning for warning in report.warnings), "it is nearly always right, so no prompt tells"
     by_name = {each.model: each for each in report.models}
     tiny = by_name["tiny"]
     assert tiny.n == tiny.paired == 500 and by_name["big"].apgr is None
@@ -116,7 +119,7 @@ def test_logs_of_one_model_with_few_shadows_still_learn() -> None:
 
     found = fit(with_quality(WORLD, shadowed))
     assert found.trained.models == ("big", "tiny")
-    assert found.report.warnings == ("nothing was learned about mid: 0 rows, and 20 are the least",)
+    assert "nothing was learned about mid: 0 rows, and 20 are the least" in found.report.warnings
     table, truth = world_of(600, seed=5)
     mean, _, _ = predict(found.trained, table.inputs, table.workloads)
     assert np.corrcoef(truth[:, 0] - truth[:, 2], mean[:, 0] - mean[:, 1])[0, 1] > 0.5
@@ -133,19 +136,12 @@ def test_without_pairs_a_model_has_a_regression_of_its_own() -> None:
     assert np.corrcoef(TRUTH[:, 2], mean[:, 1])[0, 1] > 0.8
 
 
-def test_a_workload_moves_the_chance_and_a_rare_one_hardly(fitted: Fitted) -> None:
+def test_a_workload_moves_the_chance(fitted: Fitted) -> None:
     mean_chat, _, _ = predict(fitted.trained, WORLD.inputs, ["chat"] * 500)
     mean_proofs, _, _ = predict(fitted.trained, WORLD.inputs, ["proofs"] * 500)
     assert (mean_chat[:, 1] > mean_proofs[:, 1]).all()
-    names = np.array(WORLD.workloads, dtype=object)
-    names[:6] = "rare"
-    table = with_quality(WORLD, lambda quality: np.copyto(quality[:6], 0.0))
-    rare = fit(msgspec.structs.replace(table, workloads=tuple(names)))
-    mean_rare, _, _ = predict(rare.trained, WORLD.inputs, ["rare"] * 500)
-    mean_none, _, _ = predict(rare.trained, WORLD.inputs, [""] * 500)
-    assert "rare" in rare.trained.workloads
-    assert (mean_rare[:, 0] < mean_none[:, 0]).all()
-    assert mean_rare[:, 0].mean() > 0.05, "six failures are not the whole truth"
+    rare = fit(msgspec.structs.replace(WORLD, workloads=("rare",) * 4 + WORLD.workloads[4:]))
+    assert rare.trained.workloads == ("chat", "proofs"), "four rows are no workload of their own"
 
 
 def test_weights_count() -> None:
@@ -171,8 +167,19 @@ def test_lengths_are_learned_as_means(fitted: Fitted) -> None:
 
 
 def test_the_same_data_and_seed_give_the_same_estimator(fitted: Fitted) -> None:
-    assert fit(WORLD) == fitted
-    assert fit(WORLD.take(np.arange(400))).trained.id != fitted.trained.id
+    few = WORLD.take(np.arange(200))
+    once = fit(few)
+    assert fit(few) == once
+    assert fit(few, seed=1).report != once.report and once.trained.id != fitted.trained.id
+
+
+def test_the_sparse_and_many_rows_go_another_way(monkeypatch: pytest.MonkeyPatch, fitted: Fitted) -> None:
+    """One fold left out instead of five: nearly the same estimator, figures of a fifth of the rows."""
+    monkeypatch.setattr("tierwise.study.fit.MANY", 100)
+    found = fit(WORLD)
+    assert found.report.left_out == 100
+    ours, theirs = (predict(each.trained, WORLD.inputs, WORLD.workloads)[0] for each in (found, fitted))
+    assert np.abs(ours - theirs).mean() < 0.06
 
 
 # ------------------------------------------------------------------------------------------------ as it serves
@@ -304,11 +311,8 @@ POOR = (
 
 
 @pytest.mark.parametrize("spoil", POOR, ids=[each.__name__ for each in POOR])
-def test_a_poor_table_gives_a_sound_estimator(
-    spoil: Callable[[Table], Table], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_poor_table_gives_a_sound_estimator(spoil: Callable[[Table], Table], monkeypatch: pytest.MonkeyPatch) -> None:
     """No number that is none, chances strictly between 0 and 1, nothing certain."""
-    monkeypatch.setattr("tierwise.study.settings.REPEATS", 1)
     found = fit(spoil(WORLD))
     assert problems(found.trained) == []
     parts = predict(found.trained, WORLD.inputs, WORLD.workloads)
@@ -317,128 +321,6 @@ def test_a_poor_table_gives_a_sound_estimator(
     assert "NaN" not in msgspec.json.encode(found.report).decode()
     if spoil in (alike, one_alike):
         assert any("all outcomes of tiny are alike" in warning for warning in found.report.warnings)
-
-
-# ------------------------------------------------------------------------------------------------ algebra
-
-
-def test_both_ways_to_the_solution_agree_with_the_normal_equations() -> None:
-    """`solve` against a direct solution; `left_out` against fits without each fold."""
-    part = WORLD.take(np.arange(120))
-    named = columns(part.inputs, part.workloads, part.groups)
-    matrix = design(part.inputs, part.workloads, named, Scales(0.1, 0.3))
-    plain, penalty = matrix.toarray(), 7.0
-    generator = np.random.default_rng(0)
-    values, weights = generator.normal(size=(120, 2)), generator.uniform(0.2, 2.0, (120, 1))
-
-    def direct(rows: Any) -> Any:
-        x, w = plain[rows], weights[rows]
-        return np.linalg.solve(x.T @ (w * x) + penalty * np.eye(x.shape[1]), x.T @ (w * values[rows]))
-
-    both = np.hstack([weights, weights])
-    np.testing.assert_allclose(
-        plain @ solve(matrix, values, both, np.full(2, penalty)), plain @ direct(np.arange(120)), atol=1e-3
-    )
-    folds = folds_of(part.groups, 5, 0)
-    (found,) = left_out(plain @ plain.T, values, weights[:, 0], penalty, [folds])
-    for fold in range(5):
-        wanted = plain[folds == fold] @ direct(folds != fold)
-        np.testing.assert_allclose(found[folds == fold], wanted, atol=1e-8)
-
-
-def test_a_weight_of_zero_leaves_a_row_out() -> None:
-    named = columns(WORLD.inputs, WORLD.workloads, WORLD.groups)
-    matrix = design(WORLD.inputs, WORLD.workloads, named, Scales(0.1, 0.3))
-    values, weights = WORLD.quality[:, :1].copy(), np.ones((500, 1))
-    weights[100:] = 0.0
-    values[100:] = 1e3
-    some = solve(matrix[:100], values[:100], weights[:100], np.array([5.0]))
-    np.testing.assert_allclose(solve(matrix, values, weights, np.array([5.0])), some, atol=1e-4)
-
-
-@given(st.lists(st.integers(0, 9), min_size=1, max_size=60), st.integers(0, 5))
-def test_a_group_is_in_one_fold(groups: list[int], seed: int) -> None:
-    folds = folds_of(np.array(groups), 5, seed)
-    assert ((folds >= 0) & (folds < 5)).all()
-    assert len({(group, int(fold)) for group, fold in zip(groups, folds, strict=True)}) == len(set(groups))
-
-
-def test_folds_of_single_prompts_are_of_one_size() -> None:
-    assert sorted(np.bincount(folds_of(np.arange(103), 5, 1)).tolist()) == [20, 20, 21, 21, 21]
-
-
-def test_a_gram_of_one_group_carries_no_weight() -> None:
-    table = WORLD.take(np.repeat(np.arange(100), 2))
-    alone = msgspec.structs.replace(table, groups=np.zeros(200, dtype=np.int64))
-    assert columns(alone.inputs, alone.workloads, alone.groups).grams.size == 0
-    assert columns(table.inputs, table.workloads, np.arange(200)).grams.size > 0
-
-
-def test_the_sparse_and_many_rows_go_another_way(monkeypatch: pytest.MonkeyPatch, fitted: Fitted) -> None:
-    """One fold left out instead of five: nearly the same estimator, figures of a fifth of the rows."""
-    monkeypatch.setattr("tierwise.study.fit.MANY", 100)
-    found = fit(WORLD)
-    assert found.report.left_out == 100
-    ours, theirs = (predict(each.trained, WORLD.inputs, WORLD.workloads)[0] for each in (found, fitted))
-    assert np.abs(ours - theirs).mean() < 0.06
-
-
-def test_targets_of_models_without_pairs() -> None:
-    table = with_quality(WORLD, lambda quality: (quality[:250, 1].fill(np.nan), quality[250:, 0].fill(np.nan)))
-    found = targets(table, 0)
-    assert set(found.own) == {0, 1, 2} and set(found.gain) == {2}
-    assert found.levels == 3 and found.values.shape == (500, 4)
-
-
-# ------------------------------------------------------------------------------------------------ chances
-
-
-@settings(max_examples=60, deadline=None)
-@given(st.integers(2, 200), st.floats(0.0, 1.0), st.floats(1e-6, 1e3), st.integers(0, 99))
-def test_a_curve_is_finite_and_never_falls(n: int, share: float, width: float, seed: int) -> None:
-    generator = np.random.default_rng(seed)
-    scores, outcomes = generator.normal(0, width, n), (generator.random(n) < share) * 1.0
-    found = chances.curve(scores, outcomes, generator.uniform(0.1, 3.0, n))
-    assert found.slope >= 0.0 and math.isfinite(found.slope) and math.isfinite(found.intercept)
-    p = chances.chances(found, scores)
-    assert ((p >= 0) & (p <= 1)).all()
-
-
-def test_a_curve_finds_the_curve() -> None:
-    generator = np.random.default_rng(0)
-    scores = generator.normal(0.6, 0.2, 20_000)
-    truth = 1 / (1 + np.exp(-(7.0 * scores - 3.0)))
-    found = chances.curve(scores, (generator.random(20_000) < truth) * 1.0, np.ones(20_000))
-    assert found.slope == pytest.approx(7.0, rel=0.1) and found.intercept == pytest.approx(-3.0, rel=0.15)
-
-
-def test_scores_that_are_upside_down_are_not_turned_round() -> None:
-    scores = np.linspace(0, 1, 400)
-    found = chances.curve(scores, (scores < 0.5) * 1.0, np.ones(400))
-    assert found.slope == 0.0
-    assert chances.chances(found, scores) == pytest.approx(np.full(400, 0.5), abs=0.01)
-
-
-def test_doubt_grows_with_what_chances_miss() -> None:
-    """A model that is right where it is said to be, one that is not in one of two workloads, and one with few rows."""
-    generator = np.random.default_rng(1)
-    p = generator.uniform(0.2, 0.9, 4_000)
-    good = (generator.random(4_000) < p) * 1.0
-    workload = np.arange(4_000) % 2
-    slices = chances.slices_of(p, workload)
-    honest = chances.doubt(p, good, np.ones(4_000), slices)
-    off = np.where(workload == 1, p * 0.5, p)
-    wrong = chances.doubt(p, (generator.random(4_000) < off) * 1.0, np.ones(4_000), slices)
-    few = chances.doubt(p[:30], good[:30], np.ones(30), np.zeros(30, np.int64))
-    assert honest < 0.25 < 1.0 < wrong and honest < few
-
-
-def test_auroc_by_hand() -> None:
-    one = np.ones(4)
-    assert chances.auroc(np.array([1.0, 2, 3, 4]), np.array([0.0, 0, 1, 1]), one) == 1.0
-    assert chances.auroc(np.array([1.0, 1, 1, 1]), np.array([0.0, 0, 1, 1]), one) == 0.5
-    assert chances.auroc(np.array([1.0, 2, 3, 4]), np.array([0.0, 1, 0, 1]), one) == 0.75
-    assert chances.auroc(one, one, one) is None
 
 
 # ------------------------------------------------------------------------------------------------ the command
@@ -455,8 +337,3 @@ def test_the_command_fits_and_saves(tmp_path: Path) -> None:
     assert "prompts, 3 models" in run.stderr
     text = CliRunner().invoke(app, ["fit", str(tmp_path / "data"), "--out", str(tmp_path / "out")])
     assert text.exit_code == 0 and told["id"] in text.stdout and "tiny" in text.stdout
-
-
-def test_the_split_is_by_group() -> None:
-    first, second = split(WORLD.groups, 0.5, 0)
-    assert not set(WORLD.groups[first]) & set(WORLD.groups[second])

@@ -71,6 +71,9 @@ def test_a_cascade_of_agreement_is_what_the_studies_count() -> None:
     assert counted.quality[0] == pytest.approx(found.quality.mean())
     assert (counted.model[0] == found.model).all()
     assert set(found.asked) == {2, 3}
+    never = ways.agreed(ways.Rung(1, 2, 0), np.array([-np.inf]), TABLE, seen)
+    assert never.cost[0] == pytest.approx(TABLE.cost_usd[:, 0].mean())
+    assert (never.model == 0).all()
 
 
 @pytest.mark.parametrize("texts", [True, False])
@@ -173,6 +176,9 @@ def test_under_the_same_snapshot_nothing_changes() -> None:
         records, labels = journal(served, TABLE)
         found = replay(served, records, labels)
         assert (found.episodes, found.changed, found.moves) == (120, 0, ())
+        for each in found.qualities:  # it chooses with the odds that were logged, so every request counts once
+            assert each.effective == pytest.approx(120)
+            assert each.method == "doubly_robust" or each.mean == pytest.approx(found.logged_quality)
 
 
 def test_a_story_changes_where_another_model_would_be_asked() -> None:

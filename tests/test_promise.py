@@ -169,6 +169,22 @@ def test_a_rung_whose_promise_does_not_hold_is_left_out(
     assert (call.model, call.final) == (BIG.id, True)
 
 
+def test_further_models_are_asked_only_where_that_was_certified() -> None:
+    """Two of three have to agree: the third is asked where training expects little enough, until two agree."""
+    trio = segment(models=(MID.id, TINY.id, RIVAL.id), agreement=2, further=0.05)
+    made = agreeing(promise(trio, kind="agreement"))
+    story = episode(made, features=EASY)
+    assert called(decide(made, told(made, story, "42", "41"))).model == RIVAL.id
+    assert isinstance(decide(made, told(made, story, "42", "42")).step, Answer)
+    for last, event in (("42", 0), ("41", 1)):
+        step = decide(made, told(made, story, "42", "41", last)).step
+        assert isinstance(step, Answer) and step.event == event
+    assert called(decide(made, told(made, story, "42", "41", "40"))).model == BIG.id
+    for further in (0.0, -1.0):  # MID is expected to lose .03
+        less = agreeing(promise(msgspec.structs.replace(trio, further=further), kind="agreement"))
+        assert called(decide(less, told(less, story, "42", "41"))).model == BIG.id
+
+
 def test_one_that_rests_leaves_the_request_to_the_reference() -> None:
     made = agreeing(PAIR)
     story = episode(made, features=EASY, resting=((TINY.id, 500),))

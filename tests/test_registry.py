@@ -82,6 +82,31 @@ def test_a_registry_that_is_deleted_meanwhile_makes_nothing(path: Path, registry
         registry.changed()
 
 
+@pytest.mark.parametrize("suffix", ["-wal", "-shm"])
+@pytest.mark.parametrize("meanwhile", [False, True])
+def test_a_registry_whose_log_is_deleted_meanwhile_says_so_and_loses_nothing(
+    path: Path, registry: SqliteRegistry, suffix: str, meanwhile: bool
+) -> None:
+    """Two who write into different logs would each know half: a key that one revokes stays good at the other."""
+    registry.create(grant(), NOW)
+    path.with_name(path.name + suffix).unlink()
+    if suffix == "-shm" and meanwhile:
+        other = SqliteRegistry(path)
+        other.revoke(["ada"], NOW)
+        other.close()
+    for ask in (registry.changed, registry.read, lambda: registry.create(grant("bob"), NOW)):
+        with pytest.raises(ConfigError, match=f"registry.sqlite{suffix}: was deleted or replaced.*start again"):
+            ask()
+    if suffix == "-wal" and meanwhile:
+        other = SqliteRegistry(path)
+        other.revoke(["ada"], NOW)
+        other.close()
+    registry.close()
+    again = SqliteRegistry(path)
+    assert [(key.grant.name, key.revoked_s) for key in again.read().keys] == [("ada", NOW if meanwhile else None)]
+    again.close()
+
+
 def test_no_secret_is_in_any_file_and_no_other_may_read_them(path: Path, registry: SqliteRegistry) -> None:
     secrets = [registry.create(grant(f"k{number}"), NOW) for number in range(20)]
     secrets.append(registry.rotate("k0", 5, NOW))

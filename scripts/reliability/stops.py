@@ -155,7 +155,7 @@ def forgetful() -> None:
 def slow_disk(scale: Scale) -> Found:
     """D4. Many ask at once on a disk whose every sync takes its time."""
     delays_s = (0.05, 0.2, 1.0, 2.0) if scale.full else (0.05,)
-    workers = scale.of(200, 40)
+    workers = 50
     told, checks = [], []
     for delay_s in delays_s:
         took, held, syncs, wrong = asyncio.run(_slow(delay_s, workers, max(30 * delay_s, 3.0) if scale.full else 0.8))

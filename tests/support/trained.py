@@ -81,7 +81,7 @@ def world_of(n: int, models: Sequence[str] = ("big", "mid", "tiny"), seed: int =
     truth = 1.0 / (1.0 + np.exp(-exponent))
     quality = (generator.random(truth.shape) < truth) * 1.0
     unknown = np.full(truth.shape, np.nan)
-    tokens = np.exp(3.0 + 2.0 * hard[:, None] + 0.5 * steps + generator.normal(0, 0.2, truth.shape))
+    tokens = np.exp(3.0 + 2.0 * hard[:, None] + 0.5 * steps + generator.normal(0, 0.8, truth.shape))
     return Table(
         ids=tuple(f"p{i}" for i in range(n)),
         models=tuple(models),

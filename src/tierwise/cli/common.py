@@ -43,6 +43,12 @@ def load_setup(path: Path | None, **overrides: Any) -> Setup:
     return asyncio.run(load(path, os.environ, **overrides))
 
 
+def one_thread() -> None:
+    """Linear algebra on one thread, unless the owner says otherwise; before NumPy is imported. Our matrices are small:
+    a second thread saves little, and costs minutes where the processors are shared, for threads wait spinning."""
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+
 def show_table(table: Any) -> None:
     from rich.console import Console
 

@@ -124,6 +124,7 @@ def routing(
         stop("name the folder of outcome tables with --data, or with TIERWISE_DATA", WRONG)
     if write is not None and not write.is_file():
         stop(f"{write} is not there; --write renews a page with the lines {page.BEGIN} and {page.END}", WRONG)
+    made = _made(write) if write is not None else ""  # the code that runs is the code as it is now
     found = bench(data, seeds=seeds, workers=2, progress=_progress)
     if not found.sets:
         stop("no set carries an evaluation: " + "; ".join(found.left_out), NO)
@@ -132,7 +133,7 @@ def routing(
     else:
         show(page.text(found))
     if write is not None:
-        _renew(write, found)
+        _renew(write, found, made)
 
 
 # ------------------------------------------------------------------------------------------------ helpers
@@ -205,25 +206,29 @@ def _estimate(value: Value) -> str:
     )
 
 
-def _renew(path: Path, found: Bench) -> None:
-    """The page's figures, and the plots in a file of the same name."""
+def _made(path: Path) -> str:
+    """Where and when: the commit that the page's folder is at, and whether anything differs from it."""
     import platform
     import subprocess
     from datetime import UTC, datetime
 
-    from tierwise.study import page
-    from tierwise.study.plots import svg
-
     # Our own arguments, no shell.
-    git = ["git", "-C", str(path.resolve().parent), "rev-parse", "--short", "HEAD"]
+    git = ["git", "-C", str(path.resolve().parent), "describe", "--always", "--dirty"]
     try:
         commit = subprocess.run(git, capture_output=True, text=True, check=True, timeout=10).stdout.strip()  # noqa: S603
     except (OSError, subprocess.SubprocessError):
         commit = "unknown"
-    made = (
+    return (
         f"Commit {commit}, {datetime.now(UTC):%d %B %Y}, {platform.machine()} {platform.system()}, "
         f"Python {platform.python_version()}. "
     )
+
+
+def _renew(path: Path, found: Bench, made: str) -> None:
+    """The page's figures, and the plots in a file of the same name."""
+    from tierwise.study import page
+    from tierwise.study.plots import svg
+
     try:
         figures = page.renewed(path.read_text(encoding="utf-8"), page.text(found, made))
     except ValueError as error:

@@ -15,6 +15,7 @@ from tierwise.cli.common import (
     StateOption,
     clean,
     config_path,
+    one_thread,
     say,
     show,
     show_table,
@@ -40,6 +41,7 @@ def fit(
     json: JsonOption = False,
 ) -> None:
     """Train an estimator: for each prompt and model the chance of an adequate answer, its length and its time."""
+    one_thread()
     from tierwise.cli.study import tables_of_journal
     from tierwise.config.learned import Learned
     from tierwise.study.artefact import save

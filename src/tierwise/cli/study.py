@@ -259,10 +259,8 @@ def _show_report(report: Report) -> None:
         show("\nLabels:")
     for source in report.sources:
         bias = "" if source.length_correlation is None else f", length correlation {source.length_correlation:+.2f}"
-        say(
-            f"{source.labels:,} from {clean(source.source)}, weight {source.weight:,.1f}, mean {source.score:.2f}{bias}",
-            "  ",
-        )
+        figures = f"weight {source.weight:,.1f}, mean {source.score:.2f}{bias}"
+        say(f"{source.labels:,} from {clean(source.source)}, {figures}", "  ")
     if report.notes:
         show("\nTo know:")
     for note in report.notes:

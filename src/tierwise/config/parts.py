@@ -22,7 +22,7 @@ from tierwise.core.check_budget import check as check_budget
 from tierwise.core.check_budget import check_names
 from tierwise.core.check_policy import check
 from tierwise.core.errors import ConfigError, Problem
-from tierwise.core.keys import Grant, Limits
+from tierwise.core.keys import Grant, Limits, budget_id
 from tierwise.core.money import usd_to_nano
 from tierwise.core.policy import BALANCED, PRESETS, Amounts, Best, Keep, Plan, Policy, Screen
 from tierwise.core.request import EXPLORATION, Payer
@@ -173,16 +173,11 @@ def budgets(entries: tuple[BudgetEntry, ...], keys: tuple[KeyEntry, ...], proble
         for found in check_names(budget, tags):
             problems.add(join(f"{where}.match", found.where), found.what, found.nearest)
         for other, earlier in enumerate(made):
-            if _place(earlier) == _place(budget):
+            if budget_id(earlier) == budget_id(budget):  # which would be the same account
                 problems.add(where, f"has the scope, match and window of budgets[{other}]; make them one")
         made.append(budget)
     _unreachable(made, problems)
     return tuple(made)
-
-
-def _place(budget: Budget) -> tuple[object, ...]:
-    """Two budgets of one place would be the same account."""
-    return (budget.scope, budget.match, budget.window, budget.rolling, budget.zone)
 
 
 def _unreachable(made: list[Budget], problems: Problems) -> None:

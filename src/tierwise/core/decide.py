@@ -36,7 +36,7 @@ from tierwise.core.episode import (
 from tierwise.core.estimate import estimate_all
 from tierwise.core.learned import Trained
 from tierwise.core.policy import HELPERS, AskFirst, Best, Cascade, Explore, Keep, Policy, Rules, Use, references
-from tierwise.core.promise import Ruling, ruling
+from tierwise.core.promise import Ruling, as_certified, ruling
 from tierwise.core.refuse import refusal
 from tierwise.core.shadow import Due, rest_of, shadowed
 from tierwise.core.snapshot import Snapshot
@@ -302,7 +302,8 @@ class _Walk:
             if i < top and self.skipped(plan, i, rung):
                 continue
             own = {} if promise else replies
-            result = self.rung(_as_certified(plan, promise, self.snapshot), name, rung, own, last=i == top)
+            tests = as_certified(plan, self.snapshot.promises.get(promise or ""))
+            result = self.rung(tests, name, rung, own, last=i == top)
             rejected |= own
             if not isinstance(result, Spent):
                 return result
@@ -321,8 +322,9 @@ class _Walk:
     def rung(self, plan: Cascade, name: str, frame: _Frame, replies: dict[int, Replied], *, last: bool) -> Result:
         """One rung: a reply, or as many as have to agree, each by another model; then the tests."""
         wanted = 1 if last else plan.accept.agreement or 1
+        asked = self.voices(name, frame) if wanted > 1 else 1
         used: set[str] = set()
-        for k in range(wanted):
+        for k in range(asked):
             pool = tuple(model for model in frame.pool if model.id not in used)
             again = msgspec.structs.replace(frame, at=f"{frame.at}#{k + 1}" if k else frame.at, pool=pool)
             result = self.reference(name, again)
@@ -337,9 +339,15 @@ class _Walk:
                 return result
             used.add(reply.model)
             replies[result.event] = reply
-            if self.tested(plan, frame, replies, result.event, quietly=k + 1 < wanted):
+            if self.tested(plan, frame, replies, result.event, quietly=k + 1 < asked):
                 return self.graded(plan, frame, replies, result.event)
         return Spent()
+
+    def voices(self, name: str, frame: _Frame) -> int:
+        """How many models an agreement may ask: as many as have to agree, and where its promise says so all it has."""
+        found = self.ruling(self.promise_of(name) or "", frame)
+        more = bool(found.models) and self.expected_loss(found, found.judged) <= found.further
+        return len(found.models) if more else frame.agreeing
 
     def tested(self, plan: Cascade, frame: _Frame, replies: dict[int, Replied], event: int, *, quietly: bool) -> bool:
         """Whether the tests that need nobody's help accept a reply; the reason is told either way."""
@@ -439,11 +447,3 @@ class _Walk:
                 self.attempts.note(each, "passed_over", wish.code, (wish.name, wish.asked))
             weighed = wish.kept
         return weighed
-
-
-def _as_certified(plan: Cascade, promise: str | None, snapshot: Snapshot) -> Cascade:
-    """Replies of a rung that keeps a promise have to be at least as alike as those that were certified."""
-    found = snapshot.promises.get(promise) if promise else None
-    if found is None or found.similarity <= plan.accept.similarity:
-        return plan
-    return msgspec.structs.replace(plan, accept=msgspec.structs.replace(plan.accept, similarity=found.similarity))

@@ -60,8 +60,8 @@ def grams(folded: str) -> bytes:
         return b""
     sums = np.zeros(codes.size + 1, dtype=np.uint64)
     np.cumsum(codes * _POWERS[: codes.size], out=sums[1:])
-    words = _mixed((sums[stops] - sums[starts]) * _INVERSES[starts] + (stops - starts).astype(np.uint64))
-    hashes = np.concatenate((words, _mixed(words[:-1] * _BIGRAM + words[1:])))
+    words = (sums[stops] - sums[starts]) * _INVERSES[starts] + (stops - starts).astype(np.uint64)
+    hashes = _mixed(np.concatenate((words, words[:-1] * _BIGRAM + words[1:])))
     if hashes.size > KEPT:
         hashes = _distinct(hashes)[:KEPT]
     # The lowest bits: the highest decide which are kept, and would all be zeros.
@@ -82,7 +82,10 @@ def _distinct(values: NDArray[_Number]) -> NDArray[_Number]:
 
 
 def _mixed(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """Every bit of the result depends on every bit of the value (SplitMix64's finaliser, Steele et al. 2014)."""
-    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return values ^ (values >> np.uint64(31))
+    """In place. Every bit of the result depends on every bit of the value (SplitMix64's finaliser, Steele 2014)."""
+    values ^= values >> np.uint64(30)
+    values *= np.uint64(0xBF58476D1CE4E5B9)
+    values ^= values >> np.uint64(27)
+    values *= np.uint64(0x94D049BB133111EB)
+    values ^= values >> np.uint64(31)
+    return values

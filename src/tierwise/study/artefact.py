@@ -135,7 +135,7 @@ def read_manifest(folder: Path, id: str) -> Manifest:
     data = _read(path, MOST_MANIFEST_BYTES)
     try:
         found = msgspec.json.decode(data, type=Manifest)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ArtefactError(f"{path}: not a manifest of this version: {error}") from None
     if found.id != id:
         raise ArtefactError(f"{path}: it is about {found.id!r}, and its folder is {id!r}")

@@ -24,7 +24,7 @@ from tierwise.core.promise import Promise, Segment
 from tierwise.study.artefact import load as artefact
 from tierwise.study.artefact import read_manifest, save
 from tierwise.study.bounds import at_most, leading, needed, upper
-from tierwise.study.cascades import ALWAYS, Figures, Kind, Route, figures, route, served
+from tierwise.study.cascades import AGREEMENT, ALWAYS, NEVER, Cut, Figures, Kind, Route, figures, route, served
 from tierwise.study.fit import fit, predict
 from tierwise.study.outcomes import load
 from tierwise.study.table import Floats, Ints, Table, split
@@ -50,10 +50,10 @@ class _Asked(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class _Plan(msgspec.Struct, frozen=True):
-    """What the choosing rows propose to certify: a route, and thresholds from safe to risky."""
+    """What the choosing rows propose to certify: a route, and cuts from safe to risky."""
 
     models: tuple[str, ...]
-    thresholds: tuple[float, ...]
+    cuts: tuple[Cut, ...]
 
 
 def calibrate(
@@ -213,30 +213,39 @@ def _segment(
         )
     at = [pool.index(each) for each in found.models]
     tested = route(table.take(rows), asked.kind, found.models, asked.reference, expected[rows][:, at])
-    passed = found.thresholds[: leading(_holds(tested, each, asked) for each in found.thresholds)]
+    passed = found.cuts[: leading(_holds(tested, each, asked) for each in found.cuts)]
     best = max(passed, key=lambda each: _saved(tested, each), default=None)
     if best is not None and _saved(tested, best) >= LEAST_SAVED:
-        told = _told(workload, tested, best, asked)
-        return msgspec.structs.replace(told, status="certified", models=found.models, threshold=best)
+        voices = AGREEMENT if asked.kind == "agreement" else 0
+        # One that would never be asked need not be named.
+        models = found.models[:voices] if voices and best.further <= NEVER else found.models
+        return msgspec.structs.replace(
+            _told(workload, tested, best, asked),
+            status="certified",
+            models=models,
+            agreement=voices,
+            threshold=best.threshold,
+            further=best.further,
+        )
     own = route(table.take(choosing), asked.kind, found.models, asked.reference, expected[choosing][:, at])
-    return _uncertified(workload, own, tested, found.thresholds, bool(passed), asked)
+    return _uncertified(workload, own, tested, found.cuts, asked)
 
 
-def _holds(tested: Route, threshold: float, asked: _Asked) -> bool:
+def _holds(tested: Route, cut: Cut, asked: _Asked) -> bool:
     """Besides the bound, which looks at every prefix of the rows, all of them together may not say otherwise."""
-    played = served(tested, threshold)
+    played = served(tested, cut)
     return figures(tested, played).loss <= asked.alpha and at_most(
         played.loss, asked.alpha, asked.delta, low=-1.0, high=1.0, weights=tested.weight
     )
 
 
-def _saved(tested: Route, threshold: float) -> float:
-    return figures(tested, served(tested, threshold)).saved
+def _saved(tested: Route, cut: Cut) -> float:
+    return figures(tested, served(tested, cut)).saved
 
 
-def _told(workload: str, tested: Route, threshold: float, asked: _Asked) -> Segment:
-    """What was measured at this threshold; certified is nothing by it."""
-    played = served(tested, threshold)
+def _told(workload: str, tested: Route, cut: Cut, asked: _Asked) -> Segment:
+    """What was measured at this cut; certified is nothing by it."""
+    played = served(tested, cut)
     found = figures(tested, played)
     bound = upper(played.loss, asked.delta, low=-1.0, high=1.0, weights=tested.weight)
     return Segment(
@@ -254,57 +263,79 @@ def _told(workload: str, tested: Route, threshold: float, asked: _Asked) -> Segm
 
 
 def _choose(table: Table, expected: Floats, pool: tuple[str, ...], n: int, asked: _Asked) -> _Plan | None:
-    """The models that promise the largest certified saving on the n rows that are left to certify, and the thresholds
-    to test; None when no model has outcomes here. Judged on the choosing rows, by the chance that the bound holds."""
-    best, most = None, -math.inf
-    for models in _tuples(asked.kind, pool):
-        tried = route(table, asked.kind, models, asked.reference, expected[:, [pool.index(each) for each in models]])
-        if not tried.rows.size:
-            continue
-        thresholds = _thresholds(tried)
-        worth = max(_worth(figures(tried, served(tried, each)), tried.rows.size, n, asked) for each in thresholds)
-        if worth > most:
-            best, most = _Plan(models, thresholds), worth
-    return best
+    """The models that promise the largest certified saving on the n rows that are left to certify, and the cuts to
+    test; None when no model has outcomes here. Judged on the choosing rows, by the chance that the bound holds.
+
+    Of an agreement the third model is asked at last, when the whole of the first two has passed: so it takes nothing
+    from what two are certified for."""
+
+    def tried(models: tuple[str, ...]) -> Route:
+        return route(table, asked.kind, models, asked.reference, expected[:, [pool.index(each) for each in models]])
+
+    def worth(one: Route, cuts: tuple[Cut, ...], sure: float = LEAST_SAVED) -> float:
+        return max(_worth(figures(one, served(one, each)), sure, one.rows.size, n, asked) for each in cuts)
+
+    routes = [one for one in map(tried, _tuples(asked.kind, pool)) if one.rows.size]
+    if not routes:
+        return None
+    best = max(routes, key=lambda one: worth(one, _cuts(one)))
+    cuts = _cuts(best)
+    if asked.kind == "choice":
+        return _Plan(best.models, cuts)
+    thirds = [one for one in (tried((*best.models, each)) for each in pool if each not in best.models) if one.rows.size]
+    if not thirds:
+        return _Plan(best.models, cuts)
+    sure = _saved(best, cuts[-1])
+    third = max(thirds, key=lambda one: worth(one, _further(one), sure))
+    return _Plan(third.models, (*cuts, *_further(third)))
 
 
 def _tuples(kind: Kind, pool: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
-    """An agreement is of two, of which the first one's reply is delivered. A choice is of one, or of a cheap and a less
+    """An agreement is of two, and the first one's reply is delivered. A choice is of one, or of a cheap and a less
     cheap one."""
     if kind == "agreement":
-        yield from itertools.permutations(pool, 2)
+        yield from itertools.permutations(pool, AGREEMENT)
     else:
         yield from ((each,) for each in pool)
         yield from itertools.combinations(pool, 2)
 
 
-def _thresholds(tried: Route) -> tuple[float, ...]:
-    """From safe to risky, the last of them all requests. Rounded, so that the promise holds what was tested."""
+def _cuts(tried: Route) -> tuple[Cut, ...]:
+    """From safe to risky, the last of them all requests."""
+    return tuple(Cut(each) for each in _levels(tried))
+
+
+def _further(tried: Route) -> tuple[Cut, ...]:
+    """Of those that ask all models, beyond the last of `_cuts`."""
+    return tuple(Cut(ALWAYS, each) for each in _levels(tried))
+
+
+def _levels(tried: Route) -> tuple[float, ...]:
+    """Rounded, so that the promise holds what was tested."""
     least = tried.expected.min(axis=1)
     levels = [round(float(each), 4) for each in np.quantile(least, SHARES)]
-    return (*sorted({each for each in levels if each < ALWAYS}), ALWAYS)
+    return (*sorted({each for each in levels if NEVER < each < ALWAYS}), ALWAYS)
 
 
-def _worth(found: Figures, seen: int, n: int, asked: _Asked) -> float:
-    """Saving × the chance, by the normal approximation, that n fresh rows will certify it. One imagined reply that is
-    worse than the reference's keeps a few lucky rows from looking safe."""
+def _worth(found: Figures, sure: float, seen: int, n: int, asked: _Asked) -> float:
+    """Saving beyond what is sure × the chance, by the normal approximation, that n fresh rows will certify it. One
+    imagined reply that is worse than the reference's keeps a few lucky rows from looking safe."""
     mean, variance = (found.loss * seen + 1) / (seen + 1), (found.variance * seen + 1) / (seen + 1)
     margin = asked.alpha - mean - math.sqrt(-2 * math.log(asked.delta) * variance / max(1, n))
     doubt = math.sqrt(variance / max(1, n) + variance / seen)
-    return (found.saved - LEAST_SAVED) * 0.5 * math.erfc(-margin / doubt / math.sqrt(2)) if found.saved > 0 else -1.0
+    more = found.saved - sure
+    return more * 0.5 * math.erfc(-margin / doubt / math.sqrt(2)) if more > 0 else more
 
 
 # ------------------------------------------------------------------------------------------------ what is missing
 
 
-def _uncertified(
-    workload: str, own: Route, tested: Route, thresholds: tuple[float, ...], passed: bool, asked: _Asked
-) -> Segment:
+def _uncertified(workload: str, own: Route, tested: Route, cuts: tuple[Cut, ...], asked: _Asked) -> Segment:
     """Why, and about how many labelled requests it would take: by what all labelled rows together say of the mean and
     the variance, where a few lucky ones do not count as proof that nothing is ever lost."""
     labelled = own.rows.size + tested.rows.size
-    wanted: list[tuple[int, float]] = []
-    for each in thresholds:
+    wanted: list[tuple[int, int]] = []
+    for i, each in enumerate(cuts):
         parts = [(figures(part, served(part, each)), part.rows.size) for part in (own, tested)]
         loss, variance, saved = (
             sum(getattr(part, name) * size for part, size in parts) / max(1, labelled)
@@ -312,22 +343,21 @@ def _uncertified(
         )
         loss, variance = max(0.0, loss), (variance * labelled + 1) / (labelled + 1)
         if saved >= LEAST_SAVED and loss < asked.alpha:
-            wanted.append((needed(loss, variance, asked.alpha, asked.delta, low=-1.0, high=1.0), each))
+            wanted.append((needed(loss, variance, asked.alpha, asked.delta, low=-1.0, high=1.0), i))
     names = " and ".join(own.models)
     if not wanted:
-        threshold = thresholds[-1]
-        saves = _saved(tested, threshold) >= LEAST_SAVED
+        saves = _saved(tested, cuts[-1]) >= LEAST_SAVED
         why = (
             f"what {names} would save comes with a loss above {asked.alpha:g}; more labels will not change that"
             if saves
             else f"{names} would save nothing here, because too few replies could be kept"
         )
-        return msgspec.structs.replace(_told(workload, tested, threshold, asked), why=why)
-    rows, threshold = min(wanted)
+        return msgspec.structs.replace(_told(workload, tested, cuts[-1], asked), why=why)
+    rows, at = min(wanted)
     # Only a part of the labelled rows certifies.
     missing = max(1, math.ceil(rows * labelled / max(1, tested.rows.size)) - labelled)
     why = (
         f"{names} would be tested on {tested.rows.size} labelled requests, and it takes about {rows} to bound the loss "
         f"by {asked.alpha:g}"
     )
-    return msgspec.structs.replace(_told(workload, tested, threshold, asked), why=why, missing=missing)
+    return msgspec.structs.replace(_told(workload, tested, cuts[at], asked), why=why, missing=missing)

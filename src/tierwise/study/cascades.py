@@ -12,32 +12,43 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from tierwise.core.promise import Segment
 from tierwise.study.table import Floats, Ints, Table
 
 Kind = Literal["choice", "agreement"]
-ALWAYS = 1.0  # a threshold that no expected loss is above
+AGREEMENT = 2  # so many replies that say the same are believed
+ALWAYS, NEVER = 1.0, -1.0  # thresholds that every expected loss is below, and none
+
+
+class Cut(msgspec.Struct, frozen=True):
+    """Up to which expected loss models are asked in the reference's place, as in `core/promise.Segment`."""
+
+    threshold: float
+    further: float = NEVER
 
 
 class Route(msgspec.Struct, frozen=True, kw_only=True):
-    """One choice of cheap models on N rows of a table, before a threshold is chosen. K is 1 for an agreement."""
+    """One choice of cheap models on N rows of a table, before a cut is chosen. K ways to answer, the first that may is
+    taken: of a choice the models, of an agreement all of its models and the first AGREEMENT of them."""
 
+    kind: Kind
     models: tuple[str, ...]
     rows: Ints  # [N] of the table; of the others some outcome is wanting
-    expected: Floats  # [N, K] the loss that training expects of the first, or of each, against the reference
-    loss: Floats  # [N, K] quality of the reference, less the delivered reply's, when they are asked
-    cost: Floats  # [N, K] of all calls then
-    spared: NDArray[np.bool_]  # [N, K] whether the reference need not answer then
+    expected: Floats  # [N, K] the loss that training expects against the reference; of an agreement the first model's
+    loss: Floats  # [N, K] quality of the reference, less the delivered reply's
+    cost: Floats  # [N, K] of all calls
+    spared: NDArray[np.bool_]  # [N, K] whether the reference need not answer
     dear: Floats  # [N] cost of the reference's reply
     weight: Floats  # [N] of the row as a label, above 0 and at most 1
 
 
 class Served(msgspec.Struct, frozen=True, kw_only=True):
-    """What a route serves at one threshold, row by row."""
+    """What a route serves at one cut, row by row."""
 
     loss: Floats  # [N] −1..1
     cost: Floats  # [N]
     spared: NDArray[np.bool_]  # [N]
-    by: Ints  # [N] which of the models was asked first, −1 when none
+    by: Ints  # [N] which way was taken, −1 for the reference alone
 
 
 class Figures(msgspec.Struct, frozen=True):
@@ -63,13 +74,11 @@ def route(table: Table, kind: Kind, models: tuple[str, ...], reference: str, exp
         spared = np.ones(loss.shape, dtype=bool)
         expected = expected[rows]
     else:
-        answers = table.answers[rows][:, columns]
-        # An answer that nobody knows agrees with none.
-        agreed = (answers >= 0).all(axis=1) & (answers == answers[:, :1]).all(axis=1)
-        loss = np.where(agreed, quality[:, best] - quality[:, columns[0]], 0.0)[:, None]
-        cost = (costs[:, :-1].sum(axis=1) + np.where(agreed, 0.0, dear))[:, None]
-        spared, expected = agreed[:, None], expected[rows, :1]
+        ways = [_agreement(table.answers[rows], quality, costs, columns[:n], best) for n in (len(columns), AGREEMENT)]
+        loss, cost, spared = (np.stack(each, axis=1) for each in zip(*ways, strict=True))
+        expected = np.repeat(expected[rows, :1], 2, axis=1)
     return Route(
+        kind=kind,
         models=models,
         rows=rows,
         expected=expected,
@@ -81,9 +90,10 @@ def route(table: Table, kind: Kind, models: tuple[str, ...], reference: str, exp
     )
 
 
-def served(route: Route, threshold: float) -> Served:
-    """What this route serves where the first model that passes the threshold answers, in their order."""
-    passes = route.expected <= threshold
+def served(route: Route, cut: Cut) -> Served:
+    """What this route serves where each way is taken up to its expected loss."""
+    limits = (cut.further, cut.threshold) if route.kind == "agreement" else (cut.threshold,)
+    passes = route.expected <= np.array(limits)
     by = np.where(passes.any(axis=1), passes.argmax(axis=1), -1)
     asked, at = by >= 0, np.maximum(by, 0)
     row = np.arange(by.size)
@@ -95,10 +105,9 @@ def served(route: Route, threshold: float) -> Served:
     )
 
 
-def take(route: Route, which: NDArray[np.bool_] | Ints) -> Route:
-    """The same on some of its rows."""
-    arrays = ("rows", "expected", "loss", "cost", "spared", "dear", "weight")
-    return msgspec.structs.replace(route, **{name: getattr(route, name)[which] for name in arrays})
+def cut_of(segment: Segment) -> Cut:
+    """Where a certified segment cuts."""
+    return Cut(segment.threshold, segment.further)
 
 
 def figures(route: Route, played: Served) -> Figures:
@@ -114,6 +123,25 @@ def figures(route: Route, played: Served) -> Figures:
         float(weight @ played.spared),
         1.0 - float(weight @ played.cost) / dear if dear > 0 else 0.0,
     )
+
+
+def _agreement(
+    answers: Ints, quality: Floats, costs: Floats, columns: list[int], best: int
+) -> tuple[Floats, Floats, NDArray[np.bool_]]:
+    """Loss, cost and whether the reference was spared, [N] each, where the models of these columns are asked one after
+    the other until AGREEMENT of them say the same; then the first that said it is delivered. An answer that nobody
+    knows agrees with none."""
+    row = np.arange(quality.shape[0])
+    first, asked = np.full(row.size, -1), np.full(row.size, len(columns))
+    for j in range(1, len(columns)):
+        for i in range(j):
+            same = answers[:, columns[i]] == answers[:, columns[j]]
+            found = (first < 0) & (answers[:, columns[j]] >= 0) & same
+            first[found], asked[found] = i, j + 1
+    agreed = first >= 0
+    kept = quality[row, np.array(columns)[np.maximum(first, 0)]]
+    calls = np.cumsum(costs[:, : len(columns)], axis=1)[row, asked - 1]
+    return np.where(agreed, quality[:, best] - kept, 0.0), calls + np.where(agreed, 0.0, costs[:, -1]), agreed
 
 
 def _costs(table: Table, columns: list[int]) -> Floats:

@@ -33,7 +33,8 @@ class Target(msgspec.Struct, frozen=True):
 def text(found: Bench, made: str = "") -> str:
     """Every table. `made`: where and when, a line."""
     parts = [
-        f"{made}{found.seeds} seeds, {found.took_s:.0f} s. ± is the standard error over the seeds.",
+        f"{made}{found.seeds} seeds, {found.took_s:.0f} s. ± is the standard error over the seeds, but for held-out "
+        "sources, where it is over sources. Promises, held-out sources, small changes and time are of one seed.",
         "### What was aimed at",
         table(
             ["", "bar", "figure", "met"],
@@ -172,13 +173,14 @@ def targets(found: Bench) -> list[Target]:
         for way in ("router", "with agreement"):
             gains = [one.gains[way] for one in each.harm if way in one.gains]
             if gains:
-                mean = ys.mean_of(gains)
+                mean, worst = ys.mean_of(gains), min(gains)
                 met.append(
                     Target(
                         f"{each.name}: do no harm, {way}, {len(gains)} unseen sources",
-                        f"AIQ − zero ≥ {HARM}",
-                        f"{mean.mean:+.4f} ± {mean.error or 0:.4f}, the worst {min(gains):+.4f}",
-                        mean.mean >= HARM,
+                        f"AIQ − zero ≥ {HARM} on each",
+                        f"the worst {worst:+.4f}, mean {mean.mean:+.4f} ± {mean.error or 0:.4f} over sources",
+                        # A mean would let the sources that gain pay for those that are harmed.
+                        worst >= HARM,
                     )
                 )
         if each.stability:

@@ -12,6 +12,7 @@ from tierwise.study.evaluate import Seeded
 
 WIDTH, HEIGHT, LEFT, TOP, GAP = 560, 300, 60, 46, 84
 POINTS = 60
+IN_A_ROW = 4  # of the legend
 LINES = {  # in the order they are drawn
     "oracle": ("#6b7280", "2 4"),
     "random": ("#9ca3af", "6 4"),
@@ -32,7 +33,7 @@ STYLE = """
 
 def svg(sets: Sequence[SetResult]) -> str:
     """One panel a set, below each other: quality against cost as a share of the best model's, means over the seeds."""
-    high = TOP + len(sets) * (HEIGHT + GAP) + 24
+    high = TOP + len(sets) * (HEIGHT + GAP) + 30
     wide = LEFT + WIDTH + 24
     out = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {wide} {high}" role="img">',
@@ -42,12 +43,11 @@ def svg(sets: Sequence[SetResult]) -> str:
     ]
     for i, each in enumerate(sets):
         out += _panel(each.name, each.evaluation.seeds, TOP + i * (HEIGHT + GAP))
-    x = LEFT
-    for name, (colour, dashes) in LINES.items():
-        if any(name in seed.curves for each in sets for seed in each.evaluation.seeds):
-            out.append(_line(f"M{x},{high - 16} h22", colour, dashes))
-            out.append(f'<text x="{x + 26}" y="{high - 12}">{name}</text>')
-            x += 44 + 7 * len(name)
+    drawn = [name for name in LINES if any(name in seed.curves for each in sets for seed in each.evaluation.seeds)]
+    for i, name in enumerate(drawn):
+        x, y = LEFT + i % IN_A_ROW * WIDTH // IN_A_ROW, high - 36 + i // IN_A_ROW * 22
+        out.append(_line(f"M{x},{y} h22", *LINES[name]))
+        out.append(f'<text x="{x + 26}" y="{y + 4}">{name}</text>')
     return "\n".join([*out, "</svg>", ""])
 
 
@@ -56,18 +56,15 @@ def _panel(name: str, seeds: Sequence[Seeded], top: int) -> list[str]:
     low = min(seed.span.low_quality for seed in seeds)
     high = max(float(seed.curves["oracle"].quality[-1]) for seed in seeds)
     low, high = np.floor(low * 20) / 20, min(1.0, np.ceil(high * 20) / 20)
-    out = [f'<text x="{LEFT}" y="{top - 14}" font-weight="600">{escape(name)}: mean quality, by cost</text>']
+    title = f"{escape(name)}: mean quality, by cost in % of the best model's"
+    out = [f'<text x="{LEFT}" y="{top - 14}" font-weight="600">{title}</text>']
     for value in np.linspace(low, high, 5):
         y = top + HEIGHT * (high - value) / (high - low)
         out.append(f'<line class="grid" x1="{LEFT}" x2="{LEFT + WIDTH}" y1="{y:.1f}" y2="{y:.1f}"/>')
         out.append(f'<text x="{LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{value:.2f}</text>')
     for share in (0, 25, 50, 75, 100):
-        of = " % of the best model's" if share == 100 else ""
-        anchor = "end" if of else "middle"
-        out.append(
-            f'<text x="{LEFT + WIDTH * share / 100 + (24 if of else 0)}" y="{top + HEIGHT + 20}" '
-            f'text-anchor="{anchor}">{share}{of}</text>'
-        )
+        x = LEFT + WIDTH * share / 100
+        out.append(f'<text x="{x:.1f}" y="{top + HEIGHT + 20}" text-anchor="middle">{share}</text>')
     shares = np.linspace(0.0, 1.0, POINTS + 1)
     for line, (colour, dashes) in LINES.items():
         curves = [(seed.curves[line], seed.span.high_cost) for seed in seeds if line in seed.curves]

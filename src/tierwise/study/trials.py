@@ -20,7 +20,7 @@ from tierwise.core.promise import Segment
 from tierwise.core.snapshot import Snapshot, build
 from tierwise.study import yardsticks as ys
 from tierwise.study.calibrate import calibrate
-from tierwise.study.cascades import Kind, figures, route, served
+from tierwise.study.cascades import Kind, cut_of, figures, route, served
 from tierwise.study.evaluate import LEAST_ROWS, Trainer
 from tierwise.study.fit import predict
 from tierwise.study.play import catalogue_of, prompt_of
@@ -125,7 +125,7 @@ class _Draw(msgspec.Struct, frozen=True):
         at = np.array([self.trained.models.index(each) for each in segment.models], dtype=np.int64)
         kept = self.population.take(rows)
         found = route(kept, self.kind, segment.models, self.reference, self.expected[rows][:, at])
-        truth = figures(found, served(found, segment.threshold))
+        truth = figures(found, served(found, cut_of(segment)))
         return truth.loss, truth.saved
 
 
@@ -168,7 +168,7 @@ def sources(table: Table) -> tuple[str, ...]:
 def held_out(table: Table, train: Trainer, source: str, seed: int = 0) -> Harm:
     """Train without the source, and measure on it."""
     mine = np.array([name == source for name in table.workloads])
-    others = np.flatnonzero(~mine & ~np.isin(table.groups, table.groups[mine]))
+    others = np.flatnonzero(~np.isin(table.groups, table.groups[mine]))
     others = np.random.default_rng(seed).permutation(others)[:HELD_OUT_ROWS]
     fitted, test = table.take(others), table.take(np.flatnonzero(mine))
     trained = train(fitted, seed)

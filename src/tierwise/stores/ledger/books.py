@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable
 import msgspec
 
 from tierwise.core.budget import Budget, Charge, Denial, Hold, Scope
+from tierwise.core.keys import budget_id, merged
 from tierwise.core.money import MAX_NANO
 from tierwise.core.request import Hints, Payer
 from tierwise.stores.ledger.accounts import RECENT_KEPT, Account, Counts, Key, Line, Load, Standing
@@ -53,7 +54,7 @@ class Books:
         self._load_hold = load_hold
         self._live: dict[Key, Account] = {}  # those with open holds
         self._dirty: dict[Key, Account] = {}
-        self._lines = Lines(Line(budget, load, live=self._alive) for budget in budgets)
+        self._lines = Lines(Line(budget, load, live=self._alive) for budget in merged(budgets))
         # Limits that callers put on their own requests.
         self._caps = Line(Budget(scope="request"), load, live=self._alive)
         self._caps.id = "cap/request"  # a budget on requests is another account
@@ -265,11 +266,10 @@ class Books:
         accounts of the others are let go when their open holds have settled. Nothing that is held is given back."""
         old = {line.id: line for line in self._lines}
         lines = []
-        for budget in budgets:
-            fresh = Line(budget, self._load, live=self._alive)
-            line = old.pop(fresh.id, None)
+        for budget in merged(budgets):
+            line = old.pop(budget_id(budget), None)
             if line is None:
-                line = fresh
+                line = Line(budget, self._load, live=self._alive)
                 self._adopt(line)
             else:
                 self._dirty |= {account.key: account for account in line.change(budget)}
@@ -348,7 +348,7 @@ class Books:
             if known is not None and known.start_s == start_s:
                 return known
         account = Account(line, subject, start_s, self._load(key) or Counts())
-        if line.budget.limit_nano is not None:
+        if line in self._lines:
             account.limit(line.budget.limit_nano)  # today's, and not that of before the restart
         if line.rolling:
             line.older.setdefault(subject, []).append(account)

@@ -18,7 +18,7 @@ from tierwise.core.errors import ConfigError
 from tierwise.stores.ledger import sql
 from tierwise.stores.ledger.accounts import Counts, Key
 from tierwise.stores.ledger.rows import HoldRow
-from tierwise.stores.sqlite_file import Kind, explained, open_file, unusable
+from tierwise.stores.sqlite_file import Kind, explained, is_there, open_file, unusable
 
 if TYPE_CHECKING:
     import apsw
@@ -33,6 +33,8 @@ LEDGER = Kind(
     synchronous="full",
     anew=f"nothing can be promised about money; {RESTORE}",
     busy_ms=1_000,
+    # Moving them takes two syncs more, for which the next commit waits: on a slow disk that must be rare.
+    checkpoint_pages=8_000,
 )
 RESERVE_BYTES = 4 << 20
 
@@ -68,7 +70,9 @@ def open_reader(path: Path, vfs: str | None = None) -> apsw.Connection:
         connection.pragma("query_only", True)
         version = connection.execute("SELECT max(version) FROM schema_version").get
         if version != len(sql.MIGRATIONS):
-            raise unusable(path, f"this ledger has schema {version}, and this Tierwise reads {len(sql.MIGRATIONS)}")
+            known = len(sql.MIGRATIONS)
+            hint = "upgrade" if version > known else "a gateway that starts here brings it to that"
+            raise unusable(path, f"this ledger has schema {version}, and this Tierwise reads {known}; {hint}")
     except (apsw.Error, ConfigError) as error:
         if connection is not None:
             connection.close(True)
@@ -182,13 +186,13 @@ class Lock:
         its -wal as they were opened. A lock whose file is gone keeps nobody out, and what is written to a file without
         a name is gone too."""
         for path, own in ((self.path, os.fstat(self._fd)), (self.ledger, opened)):
-            if own is not None and not _is_there(path, own):
+            if own is not None and not is_there(path, own):
                 return (
                     f"{path.name} was deleted or replaced while this process held it; stop every gateway of this "
                     "folder, put a backup in its place if it is gone, and start one again"
                 )
         path = log_of(self.ledger)
-        if log is not None and not _is_there(path, log):
+        if log is not None and not is_there(path, log):
             return (
                 f"{path.name} was deleted or replaced while this process held it; what was committed has been moved "
                 f"into {self.ledger.name}. Stop every gateway of this folder, and start one again"
@@ -246,13 +250,6 @@ class Reserve:
             self.path.unlink(missing_ok=True)
         except OSError:  # a disk that cannot even forget a file: the next commit says what is wrong with it
             return
-
-
-def _is_there(path: Path, own: os.stat_result) -> bool:
-    try:
-        return os.path.samestat(os.stat(path), own)
-    except OSError:
-        return False
 
 
 def log_of(ledger: Path) -> Path:

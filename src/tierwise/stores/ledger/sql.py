@@ -259,14 +259,16 @@ ABOVE_LIMIT = """
 SELECT line, subject, start_s, posted_nano + pending_nano - bound_nano - overage_nano FROM account
 WHERE bound_nano IS NOT NULL AND posted_nano + pending_nano > bound_nano + overage_nano
 """
-# Closed holds that are not posted as they ended: once on each of their accounts, with corrections, in full.
+# Closed holds that are not posted as they ended: once on each of their accounts, with corrections, in full. One that
+# was released has corrections alone, when it turns out to have cost something.
 WRONG_CLOSED = """
 SELECT id, cost_nano, json_array_length(accounts), coalesce(e.sum, 0), coalesce(e.first, 0) FROM hold LEFT JOIN (
-    SELECT hold, sum(amount_nano) AS sum, sum(kind IN ('reported', 'estimated', 'suspense')) AS first
+    SELECT hold, sum(amount_nano) AS sum, sum(kind IN ('reported', 'estimated', 'suspense')) AS first,
+           count(*) = sum(kind = 'correction') AS late
     FROM entry WHERE hold != '' GROUP BY hold
 ) e ON e.hold = hold.id
 WHERE coalesce(e.sum, 0) != iif(closed_s = 0 OR state = 'released', 0, cost_nano * json_array_length(accounts))
-   OR coalesce(e.first, 0) != iif(closed_s = 0 OR state = 'released', 0, json_array_length(accounts))
+   OR coalesce(e.first, 0) != iif(closed_s = 0 OR state = 'released' OR e.late, 0, json_array_length(accounts))
 """
 NO_HOLD = """
 SELECT DISTINCT hold FROM entry WHERE hold != '' AND at_s >= (SELECT pruned_s FROM state)
