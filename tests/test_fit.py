@@ -18,6 +18,7 @@ from tierwise.core.learned import Heads, problems
 from tierwise.study import chances
 from tierwise.study.artefact import load, read_manifest
 from tierwise.study.fit import FitError, Fitted, fit, predict
+from tierwise.study.settings import USUAL
 from tierwise.study.table import Table, inputs_of
 
 WORLD, TRUTH = world_of(500)  # the least that shows what is claimed
@@ -74,7 +75,10 @@ def test_what_is_left_out_teaches_nothing() -> None:
     """Outcomes by the toss of a coin: no figure of the report may say that the prompt told them."""
     generator = np.random.default_rng(3)
     table = with_quality(WORLD, lambda quality: np.copyto(quality, generator.integers(0, 2, quality.shape)))
-    for each in fit(table).report.models:
+    found = fit(table)
+    mean, _, _ = predict(found.trained, WORLD.inputs, WORLD.workloads)
+    assert mean.std(axis=0).max() < 0.04, mean.std(axis=0)
+    for each in found.report.models:
         assert each.quality.auroc is not None and abs(each.quality.auroc - 0.5) < 0.08
         assert each.quality.brier > each.quality.base_brier - 0.004
 
@@ -110,19 +114,25 @@ def test_the_gain_is_taken_where_both_answered() -> None:
     assert {each.model: each.paired for each in found.report.models}["tiny"] < 200
 
 
-def test_logs_of_one_model_with_few_shadows_still_learn() -> None:
-    """All prompts to the strong one, a fifth shadowed by the weak one: its gain is learned from these."""
+def test_logs_of_one_model_with_few_shadows_still_learn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nearly all prompts were answered by one model, a tenth by another as well: the gain is learned from these, with
+    and without leaning on what all the others tell of difficulty."""
 
     def shadowed(quality: np.ndarray[Any, Any]) -> None:
         quality[:, 1] = np.nan
-        quality[np.arange(len(quality)) % 5 != 0, 2] = np.nan
+        quality[np.arange(len(quality)) % 10 != 0, 0] = np.nan
 
-    found = fit(with_quality(WORLD, shadowed))
-    assert found.trained.models == ("big", "tiny")
-    assert "nothing was learned about mid: 0 rows, and 20 are the least" in found.report.warnings
     table, truth = world_of(600, seed=5)
-    mean, _, _ = predict(found.trained, table.inputs, table.workloads)
-    assert np.corrcoef(truth[:, 0] - truth[:, 2], mean[:, 0] - mean[:, 1])[0, 1] > 0.5
+    found = []
+    for leaning in (0.0, 1.0):
+        monkeypatch.setattr("tierwise.study.settings.CHOICES", {})
+        monkeypatch.setattr("tierwise.study.settings.USUAL", msgspec.structs.replace(USUAL, leaning=leaning))
+        made_of = fit(with_quality(WORLD, shadowed), reference="big")
+        assert made_of.trained.models == ("big", "tiny")
+        assert "nothing was learned about mid: 0 rows, and 20 are the least" in made_of.report.warnings
+        mean, _, _ = predict(made_of.trained, table.inputs, table.workloads)
+        found.append(float(np.corrcoef(truth[:, 0] - truth[:, 2], mean[:, 0] - mean[:, 1])[0, 1]))
+    assert min(found) > 0.8 and found[0] != found[1]
 
 
 def test_without_pairs_a_model_has_a_regression_of_its_own() -> None:
@@ -145,15 +155,14 @@ def test_a_workload_moves_the_chance(fitted: Fitted) -> None:
 
 
 def test_weights_count() -> None:
-    """A label of weight near zero is as good as none."""
+    """Half of the labels are upside down, and weigh a thousandth: they are as good as none."""
     flipped = np.arange(500) % 2 == 0
     table = with_quality(WORLD, lambda quality: np.copyto(quality, 1 - quality, where=flipped[:, None]))
     weight = np.where(flipped[:, None], 1e-3, np.ones_like(WORLD.weight))
     trusted = fit(msgspec.structs.replace(table, weight=weight))
     mean, _, _ = predict(trusted.trained, WORLD.inputs, WORLD.workloads)
-    believed = fit(table)
-    wrong, _, _ = predict(believed.trained, WORLD.inputs, WORLD.workloads)
-    assert np.mean((mean - TRUTH) ** 2) < 0.5 * np.mean((wrong - TRUTH) ** 2)
+    assert np.corrcoef(mean[:, 2], TRUTH[:, 2])[0, 1] > 0.85
+    assert np.abs(mean - TRUTH).mean() < 0.12
 
 
 def test_lengths_are_learned_as_means(fitted: Fitted) -> None:

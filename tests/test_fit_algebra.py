@@ -16,7 +16,7 @@ from tierwise.study import chances
 from tierwise.study.regress import Scales, columns, design, folds_of, left_out, solve, weights_of
 from tierwise.study.settings import USUAL, choose
 from tierwise.study.table import inputs_of, split
-from tierwise.study.targets import targets
+from tierwise.study.targets import Targets, leans, targets, trust
 
 WORLD, _ = world_of(500)
 
@@ -98,6 +98,17 @@ def test_targets_of_models_without_pairs() -> None:
     found = targets(table, 0)
     assert set(found.own) == {0, 1, 2} and set(found.gain) == {2}
     assert found.levels == 3 and found.values.shape == (500, 4)
+
+
+def test_a_lean_is_found_with_many_rows_and_the_usual_one_with_few() -> None:
+    generator = np.random.default_rng(0)
+    for n, least, most in ((20, -0.1, 0.35), (20_000, 0.75, 0.85)):
+        shared = generator.normal(0, 0.1, (n, 1))
+        values = 0.8 * shared + generator.normal(0.3, 0.4, (n, 1))
+        one = np.ones((n, 1))
+        gain = Targets(shared, one, values, one, usual=np.zeros(1), levels=0, own={}, gain={1: 0})
+        assert least < leans(gain, shared)[0] < most
+        assert 0.1 <= trust(gain, -shared)[0] <= trust(gain, shared)[0] <= 1.0
 
 
 def test_settings_are_left_for_what_predicts_better() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,11 @@ from tests.support.callers import ANTHROPIC, DIALECTS, OPENAI, Dialect
 from tests.support.gateway import ADA, BOB, KEYS, Gateway, world
 from tests.support.upstream import Exchange, FakeUpstream, error, hang_before_headers, openai_reply
 from tierwise.core.errors import Conflict
-from tierwise.core.ports import CLAIM_S
+from tierwise.core.ports import CLAIM_S, Claim
 from tierwise.core.request import Payer
 from tierwise.routing import idempotency
 from tierwise.routing.idempotency import Kept, Once, Replays
+from tierwise.stores.ledger.sqlite import SqliteLedger
 from tierwise.stores.memory import MemoryLedger
 
 KEY = {"idempotency-key": "k-1"}
@@ -167,3 +169,16 @@ def test_a_reply_that_takes_another_s_place_takes_its_bytes_too(monkeypatch: pyt
         replays.put(Payer(), "every day", f"d-{day}", Kept(b"x" * 500, ()))
         replays.put(Payer(), "too", f"d-{day}", Kept(b"x" * 500, ()))
         assert len(replays._kept) == 2
+
+
+async def test_a_clock_that_is_set_forward_has_nobody_pay_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [1_800_000_000.0]
+    monkeypatch.setattr(time, "time", lambda: now[0])
+    ledger = SqliteLedger(tmp_path / "ledger.sqlite", (), time.time, reserve_bytes=1)
+    payer = Payer(key="k")
+    assert await ledger.claim(payer, "k-1", "f", "d1") is None
+    now[0] += 2 * CLAIM_S
+    assert await ledger.claim(payer, "k-1", "f", "d2") == Claim("d1", "f")
+    await ledger.close()

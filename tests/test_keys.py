@@ -388,3 +388,20 @@ def test_only_admins_make_admins_and_owners_make_anything() -> None:
     owner = Grant(payer=Payer(key="root"), admin=True)
     assert owner.owner and not BOSS.owner
     assert all(wider(grant, owner, PLACED) == [] for grants in WIDE.values() for grant in grants)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "reserve"),
+    [
+        (Budget(scope="user", limit_nano=9, reserve_nano=2), Budget(scope="user", calls=5), 2),
+        (Budget(scope="user", limit_nano=9, reserve_nano=2), Budget(scope="user", limit_nano=8, reserve_nano=3), 3),
+        (Budget(scope="user", limit_nano=9, reserve_nano=2), Budget(scope="user", limit_nano=8), None),
+        (Budget(scope="user", tokens=9), Budget(scope="user", calls=5), None),
+    ],
+)
+def test_what_is_reserved_for_calls_without_a_price_is_said_by_those_that_limit_money(
+    one: Budget, other: Budget, reserve: int | None
+) -> None:
+    """Or a limit on calls that an admin adds would close every model whose price nobody knows."""
+    for pair in ((one, other), (other, one)):
+        assert [each.reserve_nano for each in merged(pair)] == [reserve]

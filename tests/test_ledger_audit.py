@@ -6,6 +6,7 @@ import asyncio
 import random
 import tracemalloc
 from pathlib import Path
+from typing import Any
 
 import apsw
 import pytest
@@ -212,3 +213,36 @@ async def test_the_audit_of_a_long_ledger_takes_little_memory(tmp_path: Path, mo
         assert tracemalloc.get_traced_memory()[1] < 1 << 20
     finally:
         tracemalloc.stop()
+
+
+async def test_a_call_that_was_released_may_turn_out_to_have_cost_something(tmp_path: Path) -> None:
+    """And the ledger is sound all the same, or it could not be started any more."""
+    ledger = SqliteLedger(tmp_path / "ledger.sqlite", BUDGETS, lambda: float(NOON), reserve_bytes=1)
+    await ledger.hold(a_hold("a", 50))
+    ledger.settle("a", Charge(cost_nano=0, kind="released"))
+    assert await ledger.correct("a", 7, "invoice")
+    assert {spent for _, spent, _ in of(ledger)} == {7}
+    await ledger.close()
+    assert list(audit(ledger.path)) == []
+    with apsw.Connection(str(ledger.path)) as connection:
+        connection.execute("DELETE FROM entry WHERE hold = 'a' AND line LIKE 'user%lifetime'")
+    assert any(fault.startswith("hold 'a' came to 7 n$") for fault in audit(ledger.path))
+
+
+@pytest.mark.parametrize("window", ["lifetime", "day"])
+@pytest.mark.parametrize("reloaded", [False, True])
+async def test_two_budgets_that_are_one_and_the_same_are_one_account_and_the_tighter_holds(
+    tmp_path: Path, window: Any, reloaded: bool
+) -> None:
+    """Two accounts of one name would write over each other, and the file would be half of what was spent."""
+    twice = (Budget(scope="user", limit_nano=100, window=window), Budget(scope="user", limit_nano=60, window=window))
+    begun = () if reloaded else twice
+    ledger = SqliteLedger(tmp_path / "ledger.sqlite", begun, lambda: float(NOON), reserve_bytes=1)
+    ledger.reload(twice)
+    assert await ledger.hold(a_hold("a", 40)) is None
+    ledger.settle("a", Charge(cost_nano=30))
+    assert await ledger.hold(a_hold("b", 30)) is None
+    assert await ledger.hold(a_hold("c", 1)) is not None
+    assert of(ledger) == [("user", 30, 30)]
+    await ledger.close()
+    assert list(audit(ledger.path)) == []

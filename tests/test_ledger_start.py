@@ -6,11 +6,13 @@ import asyncio
 import shutil
 from pathlib import Path
 
+import msgspec
 import pytest
 
-from tests.support.ledgers import NOON, Clock, a_hold, of, path_of
-from tierwise.core.budget import Budget, Charge
+from tests.support.ledgers import ADA, NOON, Clock, a_hold, of, path_of
+from tierwise.core.budget import Budget, Charge, Window
 from tierwise.core.errors import Unavailable
+from tierwise.core.request import Hints
 from tierwise.stores.ledger import commits, sqlite, writer
 from tierwise.stores.ledger.audit import audit
 from tierwise.stores.ledger.books import SUSPENSE_S
@@ -109,3 +111,26 @@ async def test_a_file_that_is_deleted_is_noticed_although_nobody_writes(
     await ledger.close()
     if what == "ledger.sqlite-wal":
         assert list(audit(ledger.path)) == []
+
+
+@pytest.mark.parametrize("rolling", [False, True])
+@pytest.mark.parametrize("window", ["lifetime", "day", "month"])
+async def test_a_limit_that_was_taken_away_before_a_start_limits_nobody(
+    tmp_path: Path, window: Window, rolling: bool
+) -> None:
+    """Also where a call was under way when the last process ended, and brings its account with it."""
+    before = Budget(scope="user", limit_nano=100, calls=9, window=window, rolling=rolling and window != "lifetime")
+    path, clock = tmp_path / "ledger.sqlite", Clock()
+    ledger = SqliteLedger(path, (before,), clock, reserve_bytes=1)
+    assert await ledger.hold(a_hold("a", 80)) is None
+    ledger.close_now()
+    after = msgspec.structs.replace(before, limit_nano=None)
+    ledger = SqliteLedger(path, (after,), clock, reserve_bytes=1)
+    assert await ledger.hold(a_hold("b", 80)) is None
+    assert [balance.limit_nano for balance in ledger.balances(ADA, Hints())] == [None]
+    ledger.close_now()
+    ledger = SqliteLedger(path, (before,), clock, reserve_bytes=1)
+    denial = await ledger.hold(a_hold("c", 1))
+    assert denial is not None and denial.code == "held_by_others"
+    ledger.close_now()
+    assert list(audit(path)) == []

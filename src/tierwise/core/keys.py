@@ -208,8 +208,10 @@ def _tightest(one: Budget, other: Budget) -> Budget:
         name: min((limit for each in (one, other) if (limit := getattr(each, name)) is not None), default=None)
         for name in _LIMITS
     }
-    reserves = (one.reserve_nano, other.reserve_nano)
-    reserve = None if None in reserves else max(each for each in reserves if each is not None)
+    # One that limits no money has nothing to say about calls that nobody knows the price of.
+    reserves = [each.reserve_nano for each in (one, other) if each.limit_nano is not None]
+    known = [each for each in reserves if each is not None]
+    reserve = max(known) if known and len(known) == len(reserves) else None
     return msgspec.structs.replace(one, **least, reserve_nano=reserve)
 
 
