@@ -25,12 +25,13 @@ from tierwise.core.snapshot import Snapshot
 from tierwise.core.weigh import charged_nano
 from tierwise.stores.ledger.books import Books
 from tierwise.stores.ledger.reading import money_of
-from tierwise.study.fit import fit, predict
+from tierwise.study.believed import fit_believed
+from tierwise.study.fit import Fitted, fit
 from tierwise.study.intake import Intake
-from tierwise.study.outcomes import load
+from tierwise.study.outcomes import load_labelled
 from tierwise.study.settings import USUAL
 from tierwise.study.table import Table
-from tierwise.study.trust import suspects
+from tierwise.study.trust import Labels
 
 KEYS = 24
 LIAR = "liar"
@@ -94,28 +95,28 @@ def _story(i: int, key: str, features: Features, model: str, said: float) -> Sto
 
 
 def learned(told: Sequence[Story]) -> Snapshot:
-    """From records to the snapshot that would serve."""
-    return snapshot_of(fit(_table(told), reference=DEAR, settings=USUAL).trained, PLAIN)
+    """From records to the snapshot that would serve, were everybody believed."""
+    table, _ = tables(told)
+    return snapshot_of(fit(table, reference=DEAR, settings=USUAL).trained, PLAIN)
 
 
-def _table(told: Sequence[Story]) -> Table:
+def tables(told: Sequence[Story]) -> tuple[Table, Labels]:
     with tempfile.TemporaryDirectory() as folder:
         with Intake(folder) as intake:
             for story in told:
                 intake.add(story)
             intake.finish()
-        return load([folder])[0]
+        return load_labelled([folder])
 
 
-def doubted(told: Sequence[Story]) -> tuple[str, ...]:
-    """The keys whose feedback does not fit what the others say."""
-    table = _table(told)
-    trained = fit(table, reference=DEAR, settings=USUAL).trained
-    keys = {story.record.episode.id: story.record.episode.payer.key for story in told}
-    expected, _, _ = predict(trained, table.inputs, table.workloads)
-    columns = [trained.models.index(model) for model in table.models]
-    found = suspects(table, [keys[id] for id in table.ids], expected[:, columns])
-    return tuple(sorted({each.key for each in found}))
+def believed(told: Sequence[Story]) -> Fitted:
+    """As `tierwise fit` does it: without the keys whose feedback does not fit what the others say."""
+    table, labels = tables(told)
+    return fit_believed(table, labels, reference=DEAR, settings=USUAL)
+
+
+def doubted(fitted: Fitted) -> tuple[str, ...]:
+    return tuple(sorted({each.key for each in fitted.report.suspects}))
 
 
 def dear_share(snapshot: Snapshot, asked: Sequence[Features]) -> float:
@@ -141,12 +142,14 @@ def poison(seed: int, lies: float = 1.0) -> Poisoned:
     """`clean` is the same traffic, had the liar said nothing."""
     asked = tested(seed)
     lied = stories(seed, lies)
-    keys = doubted(lied)
-    silent, believed = (
-        [story for story in lied if story.record.episode.payer.key not in left_out] for left_out in ((LIAR,), keys)
+    without = believed(lied)
+    silent = [story for story in lied if story.record.episode.payer.key != LIAR]
+    return Poisoned(
+        clean=dear_share(learned(silent), asked),
+        poisoned=dear_share(learned(lied), asked),
+        doubted=dear_share(snapshot_of(without.trained, PLAIN), asked),
+        suspected=doubted(without),
     )
-    shares = [dear_share(learned(told), asked) for told in (silent, lied, believed)]
-    return Poisoned(shares[0], shares[1], shares[2], keys)
 
 
 # ------------------------------------------------------------------------------------------------ prefixes

@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import random
+from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 
 from scripts import attack_routing as attack
+from tests.test_cli import run
 from tierwise.core.snapshot import Snapshot
+from tierwise.study.artefact import read_manifest
+from tierwise.study.believed import fit_believed
+from tierwise.study.fit import fit
+from tierwise.study.intake import Intake
+from tierwise.study.outcomes import load
+from tierwise.study.settings import USUAL
 from tierwise.study.table import Table
-from tierwise.study.trust import suspects
+from tierwise.study.trust import Labels, Suspect, suspects, without
 from tierwise.watch.skew import Share, shares, skew
 
 
@@ -25,7 +34,6 @@ def test_a_key_that_lies_is_suspected_and_without_it_the_shares_stay(honest: Sna
     assert found.suspected == (attack.LIAR,)
     assert abs(found.doubted - found.clean) <= 0.02
     assert found.poisoned - found.clean > 0.02  # else there was nothing to defend against
-    assert attack.doubted(attack.stories(0, 0.0)) == ()
 
 
 def test_a_prefix_moves_a_budgeted_key_by_at_most_ten_points_and_spends_no_more_than_its_cap(honest: Snapshot) -> None:
@@ -39,48 +47,113 @@ def test_a_prefix_moves_a_budgeted_key_by_at_most_ten_points_and_spends_no_more_
 # ------------------------------------------------------------------------------------------------ trust
 
 
-def told(seed: int, keys: int = 20, rows: int = 1_200, **changed: float) -> tuple[Table, list[str], np.ndarray]:
+@pytest.mark.parametrize("lies", [1.0, 0.0])
+def test_the_command_says_whose_labels_it_left_out(tmp_path: Path, lies: float) -> None:
+    """`tierwise fit` on tables that were made of a journal."""
+    with Intake(tmp_path / "tables") as intake:
+        for story in attack.stories(1, lies):
+            intake.add(story)
+        intake.finish()
+    ran = run("fit", "tables", "--reference", attack.DEAR, "--out", "out", "--json", cwd=tmp_path)
+    assert ran.returncode == 0, ran.stderr
+    errors, told = ran.stderr, msgspec.json.decode(ran.stdout)
+    sentence = f"labels of key {attack.LIAR!r} were left out: of "
+    lied = lies > 0
+    assert (sentence in errors) == lied
+    assert [each for each in told["report"]["warnings"] if "left out" in each] == (
+        [line for line in errors.splitlines() if line.startswith("labels of key")]
+    )
+    assert {each["key"] for each in told["report"]["suspects"]} == ({attack.LIAR} if lied else set())
+    kept = read_manifest(tmp_path / "out", told["id"])
+    assert kept.report.suspects == msgspec.convert(told["report"]["suspects"], tuple[Suspect, ...])
+    assert kept.data_hash == load([tmp_path / "tables"])[0].hash  # of the data, so that a promise can name it
+    assert kept.inputs and sum(kept.inputs[0].counts) == told["report"]["rows"]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_nobody_honest_is_left_out_of_a_fit(seed: int) -> None:
+    assert attack.doubted(attack.believed(attack.stories(seed, 0.0))) == ()
+
+
+def test_without_keys_a_fit_is_what_it_was() -> None:
+    table, labels = attack.tables(attack.stories(0))
+    nobody = msgspec.structs.replace(labels, keys=("",) * len(labels.keys))
+    plain = fit(table, reference=attack.DEAR, settings=USUAL)
+    assert fit_believed(table, nobody, reference=attack.DEAR, settings=USUAL).trained == plain.trained
+
+
+def told(seed: int, keys: int = 20, rows: int = 1_200, **changed: float) -> tuple[Table, Labels, np.ndarray]:
     """Labels of honest keys with their own kindness, and of keys that say `changed` of model 0, whatever it did."""
     dice = np.random.default_rng(seed)
     hard = dice.uniform(0, 1, keys)  # some keys have hard requests only
-    kind = dice.normal(0, 0.03, keys)
     owner = dice.integers(0, keys, rows)
     expected = np.clip(0.9 - 0.6 * hard[owner][:, None] * [1.0, 0.5] + dice.normal(0, 0.05, (rows, 2)), 0.05, 0.95)
-    labels = (dice.random((rows, 2)) < np.clip(expected + kind[owner][:, None], 0, 1)) * 1.0
-    names = [f"k{i}" for i in owner]
+    table, _ = attack.tables(attack.stories(seed)[:50])
+    quality, labels = said(dice, expected, owner, keys, **changed)
+    return msgspec.structs.replace(table.take(np.resize(np.arange(50), rows)), quality=quality), labels, expected
+
+
+def said(
+    dice: np.random.Generator, expected: np.ndarray, owner: np.ndarray, keys: int, **changed: float
+) -> tuple[np.ndarray, Labels]:
+    """One label of each reply, by the row's owner."""
+    kind = dice.normal(0, 0.03, keys)
+    quality = (dice.random(expected.shape) < np.clip(expected + kind[owner][:, None], 0, 1)) * 1.0
     for key, score in changed.items():
-        labels[[name == key for name in names], 0] = score
-    table = attack._table(attack.stories(seed)[:50])
-    return _like(table, labels), names, expected
-
-
-def _like(table: Table, labels: np.ndarray) -> Table:
-    n = labels.shape[0]
-    rows = np.resize(np.arange(len(table.ids)), n)
-    import msgspec
-
-    return msgspec.structs.replace(table.take(rows), quality=labels)
+        quality[owner == int(key[1:]), 0] = score
+    row, column = (each.ravel() for each in np.indices(expected.shape))
+    return quality, Labels(
+        keys=tuple(f"k{i}" for i in range(keys)),
+        row=row,
+        column=column,
+        key=owner[row],
+        score=quality.ravel(),
+        weight=np.full(row.size, 0.49),
+    )
 
 
 def test_honest_keys_are_suspected_no_more_often_than_stated() -> None:
-    table, names, expected = told(0)
-    alarms = 0
+    table, labels, expected = told(0)
+    owner, alarms = labels.key[labels.column == 0], 0
     for seed in range(150):
-        dice = np.random.default_rng(seed)
-        _, owner = np.unique(names, return_inverse=True)
-        kind = dice.normal(0, 0.03, owner.max() + 1)
-        labels = (dice.random(expected.shape) < np.clip(expected + kind[owner][:, None], 0, 1)) * 1.0
-        alarms += bool(suspects(_like(table, labels), names, expected))
+        quality, labels = said(np.random.default_rng(seed), expected, owner, 20)
+        alarms += bool(suspects(msgspec.structs.replace(table, quality=quality), labels, expected))
     assert alarms <= 6  # 1 % of 150 is 1.5; beyond 6 by chance less than once in five hundred
 
 
 @pytest.mark.parametrize("score", [0.0, 1.0])
 def test_a_key_that_always_says_the_same_is_found(score: float) -> None:
-    table, names, expected = told(1, k3=score)
-    found = suspects(table, names, expected)
-    assert [(each.key, each.said) for each in found] == [("k3", score)] or "k3" in {each.key for each in found}
-    assert {each.key for each in found} == {"k3"}
-    assert suspects(table, [""] * len(names), expected) == ()
+    table, labels, expected = told(1, k5=score)
+    found = suspects(table, labels, expected)
+    assert [(each.key, each.model, each.said) for each in found] == [("k5", table.models[0], score)]
+    nobody = msgspec.structs.replace(labels, keys=("",) * 20)
+    assert suspects(table, nobody, expected) == () and not nobody.keyed
+    assert suspects(table, labels, np.full(expected.shape, np.nan)) == ()
+    expected[labels.row[labels.key == 5][:2]] = np.nan  # a large fit leaves out a part of the rows only
+    assert {each.key for each in suspects(table, labels, expected)} == {"k5"}
+
+
+def test_without_a_key_a_reply_has_what_the_others_said_of_it() -> None:
+    table, _, _ = told(0, rows=4)
+    table = msgspec.structs.replace(table, quality=np.full((4, 2), 0.5), weight=np.full((4, 2), 0.9))
+    labels = Labels(
+        keys=("", "a", "b"),
+        row=np.array([0, 0, 0, 1, 2, 3]),
+        column=np.array([0, 0, 0, 1, 0, 0]),
+        key=np.array([0, 1, 2, 1, 2, 0]),
+        score=np.array([1.0, 0.0, 0.5, 0.0, 0.2, 0.3]),
+        weight=np.array([0.3, 0.5, 0.1, 0.5, 0.5, 0.4]),
+    )
+    found = without(table, labels, {"a"})
+    assert found.quality[0, 0] == pytest.approx((0.3 * 1.0 + 0.1 * 0.5) / 0.4)
+    assert found.weight[0, 0] == pytest.approx(0.4)
+    assert np.isnan(found.quality[1, 1]) and np.isnan(found.weight[1, 1])  # nobody else said anything
+    kept = np.ones((4, 2), dtype=bool)
+    kept[0, 0] = kept[1, 1] = False
+    assert (found.quality[kept] == 0.5).all() and (found.weight[kept] == 0.9).all()
+    assert found.hash == table.hash
+    whole = without(table, labels, {"nobody"})
+    assert (whole.quality == table.quality).all() and (whole.weight == table.weight).all()
 
 
 # ------------------------------------------------------------------------------------------------ skew

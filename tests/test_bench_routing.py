@@ -202,3 +202,8 @@ def test_a_share_is_told_in_per_cent() -> None:
     assert page.shown(mean_of([0.5])) == "0.5000"
     assert page.shown(None) == ""
     assert np.isclose(mean_of([0.5, 0.7]).mean, 0.6)
+
+
+def test_names_from_elsewhere_break_no_line_and_move_no_cursor() -> None:
+    shown = page.table(["", "figure"], [["acme\x1b[31m\n|x", "1"]])
+    assert shown.splitlines()[-1] == "| acme?[31m?/x | 1 |"

@@ -24,6 +24,7 @@ from tierwise.core.snapshot import build
 from tierwise.study import cascades
 from tierwise.study.calibrate import calibrate, prepared, unusable
 from tierwise.study.fit import predict
+from tierwise.study.labels import SOUND_WEIGHT
 from tierwise.study.table import Floats, Table, inputs_of
 
 MODELS = (BIG.id, MID.id, TINY.id, RIVAL.id)
@@ -225,7 +226,34 @@ def test_equal_prompts_are_never_on_both_sides() -> None:
     assert found.n % 2 == 0
 
 
+def test_a_prompt_that_is_there_many_times_is_no_evidence_of_many() -> None:
+    """Thirty different prompts, forty times each: nearly always none of them loses, which says little of the others."""
+    certified = 0
+    for seed in range(5):
+        few = made(30, seed).take(np.tile(np.arange(30), 40))
+        found = only(calibrate(few, ESTIMATOR, kind="agreement", seed=seed, **ASKED))
+        certified += found.status == "certified"
+        assert found.missing is None or found.missing > 500
+    assert certified == 0
+    # What is repeated once now and then costs next to nothing.
+    table = made(2_000).take(np.concatenate((np.arange(2_000), np.arange(100))))
+    assert only(calibrate(table, ESTIMATOR, kind="agreement", **ASKED)).status == "certified"
+
+
 # ------------------------------------------------------------------------------------------------ segments
+
+
+def test_the_rest_is_of_the_workloads_that_were_labelled() -> None:
+    few = tuple(f"w{i % 40:02}" for i in range(3_000))
+    table = with_changes(made(3_000), workloads=few)
+    promise = calibrate(table, ESTIMATOR, kind="agreement", **ASKED)
+    assert only(promise).status == "certified" and only(promise).workloads == tuple(sorted(set(few)))
+    assert promise.segment("w07") is not None and promise.segment("new") is promise.segment("") is None
+    for open_to_all in (
+        calibrate(table, ESTIMATOR, kind="agreement", by_workload=False, **ASKED),
+        calibrate(made(3_000), ESTIMATOR, kind="agreement", **ASKED),
+    ):
+        assert open_to_all.segment("new") is not None
 
 
 def test_workloads_with_enough_rows_have_segments_of_their_own() -> None:
@@ -264,6 +292,20 @@ def test_a_workload_that_loses_is_not_carried_by_another() -> None:
 
 
 # ------------------------------------------------------------------------------------------------ weights and wishes
+
+
+@pytest.mark.parametrize(
+    ("weight", "certifies"), [(SOUND_WEIGHT, True), (SOUND_WEIGHT - 0.01, False), (math.nan, True)]
+)
+@pytest.mark.parametrize("model", [BIG.id, MID.id])
+def test_only_labels_that_are_sound_count_towards_a_promise(model: str, weight: float, certifies: bool) -> None:
+    """Of the reference or of who stands in: forms and disagreements train an estimator and certify nothing."""
+    table = made(3_000)
+    table.weight[:, table.column(model)] = weight
+    found = only(calibrate(table, ESTIMATOR, kind="choice", models=[MID.id], **ASKED | {"alpha": 0.15}))
+    assert (found.status == "certified") == certifies
+    assert (found.n > 0) == (certifies or model != BIG.id)
+    assert unusable(table, BIG.id) == (0 if certifies or model != BIG.id else 3_000)
 
 
 def test_rows_drawn_at_lower_odds_count_for_as_many_as_they_stand_for() -> None:

@@ -287,6 +287,9 @@ def test_amounts_and_places_as_people_read_them(tmp_path: Path, run: Run, monkey
     add = ("credit", "add", "--scope", "user", "--subject", "ada", "--id", "c", "--amount-usd")
     assert run(*add, "-0.00002")[1] == "-0.00002 USD for user ada, as c\n"
     assert "-0.00002 USD" in run("credit", "list")[1]
+    hour = ("budget", "set", "--scope", "user", "--limit-usd", "1", "--window", "hour", "--match", "user=ada")
+    assert run(*hour)[1] == "user[user=ada]/hour: 1 USD an hour\n"
+    run("budget", "remove", "user[user=ada]/hour")
     run("key", "create", "--name", "k", "--user", "ada", "--tag", "a=b", "--budget-usd", "0.00003")
     rows = [line.split("  ") for line in run("budget", "list")[1].splitlines()]
     cells = [[cell.strip() for cell in row if cell.strip()] for row in rows]

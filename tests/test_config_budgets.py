@@ -167,6 +167,9 @@ async def test_budgets_that_differ_in_their_window_alone_are_two(tmp_path: Path)
     )
     assert len(await budgets(tmp_path, lines)) == 4
     assert "make them one" in str((await problems(tmp_path, lines + "  - {scope: user, tokens: 5, window: day}\n"))[0])
+    alike = ('{team: "x,user=ada"}', "{team: x, user: ada}")  # whose accounts would have the same name
+    lines = "".join(f"  - {{scope: user, calls: 5, match: {match}}}\n" for match in alike)
+    assert "make them one" in str((await problems(tmp_path, lines))[0])
 
 
 async def test_only_a_hard_limit_around_makes_a_larger_one_impossible(tmp_path: Path) -> None:

@@ -78,6 +78,7 @@ def test_what_is_left_out_teaches_nothing() -> None:
     found = fit(table)
     mean, _, _ = predict(found.trained, WORLD.inputs, WORLD.workloads)
     assert mean.std(axis=0).max() < 0.04, mean.std(axis=0)
+    assert mean[:, WORLD.column(found.trained.reference)].std() < 1e-3, "a level has to show its worth"
     for each in found.report.models:
         assert each.quality.auroc is not None and abs(each.quality.auroc - 0.5) < 0.08
         assert each.quality.brier > each.quality.base_brier - 0.004
@@ -112,6 +113,21 @@ def test_the_gain_is_taken_where_both_answered() -> None:
     mean, _, _ = predict(found.trained, WORLD.inputs.take(np.flatnonzero(easy)), ["chat"] * int(easy.sum()))
     assert (mean[:, 0] > mean[:, 2]).mean() > 0.9
     assert {each.model: each.paired for each in found.report.models}["tiny"] < 200
+
+
+def test_the_reference_is_the_best_had_all_been_asked_the_same() -> None:
+    """Whatever the order of the columns. One model was asked nothing but the easy half, where it fails once and the
+    best one never: it has the highest mean, and is not the best."""
+    easy = TRUTH[:, 2] > np.median(TRUTH[:, 2])
+
+    def asked(quality: np.ndarray[Any, Any]) -> None:
+        quality[~easy, 0] = np.nan
+        quality[easy, 0] = np.arange(easy.sum()) > 0
+        quality[easy, 2] = 1.0
+
+    table = with_quality(WORLD.only(["tiny", "mid", "big"]), asked)
+    assert np.nanmean(table.quality, axis=0).argmax() == 0
+    assert fit(table).trained.reference == "big"
 
 
 def test_logs_of_one_model_with_few_shadows_still_learn(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -178,7 +194,8 @@ def test_lengths_are_learned_as_means(fitted: Fitted) -> None:
 def test_the_same_data_and_seed_give_the_same_estimator(fitted: Fitted) -> None:
     few = WORLD.take(np.arange(200))
     once = fit(few)
-    assert fit(few) == once
+    again = fit(few)
+    assert (again.trained, again.report) == (once.trained, once.report)
     assert fit(few, seed=1).report != once.report and once.trained.id != fitted.trained.id
 
 

@@ -16,7 +16,7 @@ from tierwise.core.budget import Budget, Charge
 from tierwise.core.errors import ConfigError
 from tierwise.core.request import Hints
 from tierwise.stores.ledger import audit as ledger_audit
-from tierwise.stores.ledger.audit import Audit, audit
+from tierwise.stores.ledger.audit import LAWS, Audit, audit
 from tierwise.stores.ledger.copies import backup_to
 from tierwise.stores.ledger.sqlite import SqliteLedger
 
@@ -238,7 +238,8 @@ async def test_two_budgets_that_are_one_and_the_same_are_one_account_and_the_tig
     twice = (Budget(scope="user", limit_nano=100, window=window), Budget(scope="user", limit_nano=60, window=window))
     begun = () if reloaded else twice
     ledger = SqliteLedger(tmp_path / "ledger.sqlite", begun, lambda: float(NOON), reserve_bytes=1)
-    ledger.reload(twice)
+    if reloaded:
+        ledger.reload(twice)
     assert await ledger.hold(a_hold("a", 40)) is None
     ledger.settle("a", Charge(cost_nano=30))
     assert await ledger.hold(a_hold("b", 30)) is None
@@ -246,3 +247,15 @@ async def test_two_budgets_that_are_one_and_the_same_are_one_account_and_the_tig
     assert of(ledger) == [("user", 30, 30)]
     await ledger.close()
     assert list(audit(ledger.path)) == []
+
+
+@pytest.mark.parametrize(("statement", "sentence"), LAWS, ids=lambda each: getattr(each, "__name__", ""))
+async def test_no_law_looks_at_all_of_one_table_for_each_row_of_another(
+    tmp_path: Path, statement: str, sentence: Any
+) -> None:
+    """Each start asks them, and a month has as many sessions as it likes."""
+    ledger = SqliteLedger(tmp_path / "ledger.sqlite", BUDGETS, reserve_bytes=1)
+    plan = [str(row[3]) for row in ledger._reader.execute(f"EXPLAIN QUERY PLAN {statement}")]
+    ledger.close_now()
+    assert plan
+    assert not [step for step in plan if step.startswith("SCAN") and step.endswith("-JOIN")], plan

@@ -371,14 +371,18 @@ def test_what_has_no_end_never_ends(line: str) -> None:
     assert not has_ended(line, -(1 << 62), 1 << 40)
 
 
-async def test_a_clock_before_what_was_let_go_of_spends_nothing_twice(tmp_path: Path, at_once: None) -> None:
+async def test_a_clock_before_what_was_let_go_of_spends_nothing_twice_and_is_told(
+    tmp_path: Path, at_once: None, caplog: pytest.LogCaptureFixture
+) -> None:
     await a_ledger_with_a_past(tmp_path)
     clock = Clock(NOON + YEAR_S)
     ledger = a_ledger(tmp_path, clock)
     await pruned(ledger)
     await ledger.close()
+    assert not caplog.messages
     clock.at_s = NOON + DAY_S
     ledger = a_ledger(tmp_path, clock)
+    assert "the clock is 330.0 days behind" in caplog.text, "or nobody knows why no budget begins anew"
     await some_calls(ledger, clock.at_s + 1)
     assert await ledger.vary("v1", budget_id(BUDGETS[8]), "search", 5, "a bill")
     await ledger.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import msgspec
@@ -13,7 +14,7 @@ from tierwise.core.decide import decide
 from tierwise.core.episode import Answer, Episode, Serve
 from tierwise.core.estimate import BuiltIn, Estimator
 from tierwise.core.policy import Accept, Best, Cascade, Plan, Policy
-from tierwise.core.promise import Promise, Segment, ruling
+from tierwise.core.promise import Promise, Segment, problems, ruling
 from tierwise.core.snapshot import Snapshot, build, dump, load
 
 # Expected losses against BIG: MID .03 on the plainest request and more than .5 on the hardest, RIVAL .06, TINY .25.
@@ -240,3 +241,59 @@ def test_rulings() -> None:
     assert ruling(both, "mails", ESTIMATOR.id, agreeing=0).threshold == 0.3
     assert ruling(both, "tickets", ESTIMATOR.id, agreeing=2).models == ()
     assert ruling(PAIR, "", ESTIMATOR.id, agreeing=2).judged == MID.id
+
+
+# ------------------------------------------------------------------------------------------------ as certified
+
+
+def test_another_certified_model_does_not_stand_in_where_it_was_not_tested() -> None:
+    """MID was tested where TINY is expected to lose too much; that TINY rests or fails does not widen that."""
+    made = choosing(promise(segment(models=(TINY.id, MID.id), threshold=0.5)))
+    story = episode(made, features=EASY)
+    first = called(decide(made, story))
+    assert first.model == TINY.id
+    assert called(decide(made, after(story, failed(first.at, TINY.id, "rejected")))).model == BIG.id
+    resting = decide(made, episode(made, features=EASY, resting=((TINY.id, 500),)))
+    assert called(resting).model == BIG.id and codes(resting)[MID.id] == "promise_names_another"
+
+
+def test_an_agreement_is_of_the_models_that_were_tested_in_their_order() -> None:
+    trio = promise(segment(models=(MID.id, TINY.id, RIVAL.id), agreement=2, further=0.05), kind="agreement")
+    made = agreeing(trio)
+    for away in (MID.id, TINY.id):
+        story = episode(made, features=EASY, resting=((away, 500),))
+        asked = [called(decide(made, story))]
+        while asked[-1].model != BIG.id:
+            story = after(story, replied(asked[-1].at, asked[-1].model, answer_key="42"))
+            asked.append(called(decide(made, story)))
+        assert RIVAL.id not in [each.model for each in asked], away
+
+
+def test_a_promise_on_some_workloads_says_nothing_of_another() -> None:
+    made = choosing(promise(segment("tickets"), segment(workloads=("", "mails", "notes"))))
+    for workload, model in (("mails", MID.id), ("", MID.id), ("tickets", MID.id), ("new", BIG.id), ("z", BIG.id)):
+        decision = decide(made, episode(made, features=EASY, workload=workload))
+        assert called(decision).model == model, workload
+    assert load(dump(made)) == made
+
+
+@pytest.mark.parametrize(
+    ("changes", "more", "told"),
+    [
+        ({"threshold": 9.0}, {}, "outside -1 to 1"),
+        ({"bound": math.nan}, {}, "outside -1 to 1"),
+        ({"models": ()}, {}, "1 or more different models"),
+        ({"models": (BIG.id,)}, {}, "beside the reference"),
+        ({}, {"kind": "agreement"}, "2 or more"),
+        ({"models": (MID.id, TINY.id), "agreement": 3}, {"kind": "agreement"}, "3 of 2 replies"),
+        ({"agreement": 2}, {}, "2 of 1 replies"),
+        ({"bound": 0.5}, {}, "figures do not say so"),
+        ({"n": 0}, {}, "figures do not say so"),
+        ({"workloads": ("b", "a")}, {}, "not ascending"),
+        ({}, {"alpha": 2.0}, "between 0 and 1"),
+        ({}, {"similarity": 9.0}, "similarity"),
+    ],
+)
+def test_what_no_calibration_can_have_made_says_why(changes: dict[str, Any], more: dict[str, Any], told: str) -> None:
+    assert problems(promise(segment())) == [] == problems(PAIR)
+    assert told in " ".join(problems(promise(segment(**changes), **more)))

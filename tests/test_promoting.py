@@ -19,7 +19,7 @@ from tests.support.gateway import CHEAP, DEAR, Gateway
 from tests.support.gateway import world as served
 from tests.support.upstream import FakeUpstream
 from tierwise.cli import main as cli
-from tierwise.config.learned import Learned
+from tierwise.config.learned import Learned, strangers
 from tierwise.core.errors import ConfigError
 from tierwise.core.learned import Trained
 from tierwise.core.policy import Best
@@ -117,6 +117,43 @@ def test_a_broken_artefact_is_refused_and_the_last_good_one_stays(tmp_path: Path
     assert isinstance(snapshot.estimator, Trained)
     assert snapshot.estimator.id == ids[0]
     assert len(notes) == 1
+
+
+def test_the_first_promotion_can_be_undone(tmp_path: Path) -> None:
+    learned = Learned(tmp_path)
+    learned.write(lambda before: msgspec.structs.replace(before, estimator="0" * 16, promises=(promise("0" * 16),)))
+    assert learned.rollback(0).promises == ()
+    (learned.folder / "000002.json").unlink()
+    back = learned.rollback()
+    assert (back.serial, back.estimator, back.promises) == (2, "", ())
+
+
+def test_what_was_withdrawn_comes_back_with_a_new_calibration_only(tmp_path: Path) -> None:
+    learned, mine = Learned(tmp_path), promise("e")
+    learned.write(lambda before: msgspec.structs.replace(before, promises=(mine,)))
+    told = learned.withdraw("q", "", "it lost too much").promises[0].segments[0]
+    assert learned.rollback().promises[0].segments[0] == told
+    assert learned.rollback(1).promises[0].segments[0] == told
+    learned.rollback(0)
+    assert learned.still([mine])[0].segments[0] == told
+    anew = msgspec.structs.replace(mine, made_s=2)
+    assert learned.still([anew]) == (anew,)
+
+
+@pytest.mark.parametrize("changes", [{"models": ()}, {"threshold": 9.0}, {"models": (BIG.id,)}])
+def test_a_promise_that_nobody_calibrated_does_not_serve(tmp_path: Path, changes: dict[str, Any]) -> None:
+    """Edited by hand, in the file that is promoted or in the one that was."""
+    learned = Learned(tmp_path)
+    good = kept(learned, trained({BIG.id: (2.0, 0.0), TINY.id: (1.0, 0.0)}))
+    sound = promise(good)
+    edited = msgspec.structs.replace(sound, segments=(msgspec.structs.replace(sound.segments[0], **changes),))
+    assert strangers(learned.estimator(good), (sound,), world({})) == []
+    assert "promise q: its segment ''" in " ".join(strangers(learned.estimator(good), (edited,), world({})))
+    for each in (sound, edited):
+        learned.write(lambda before, each=each: msgspec.structs.replace(before, estimator=good, promises=(each,)))  # type: ignore[misc]
+    snapshot, notes = learned.taught(world({}), grams=False)
+    assert snapshot.promises["q"] == sound
+    assert "number 2 does not serve" in notes[0]
 
 
 def test_going_back_from_nothing_says_so(tmp_path: Path) -> None:

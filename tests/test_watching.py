@@ -112,7 +112,7 @@ async def test_a_request_without_both_labels_says_nothing_but_counts_for_the_sha
     for number in range(300):
         journal.write(answered(snapshot, number, 0.0, None))
     assert await watching.look(journal, BEGUN_S + 1_000) == ()
-    seen = watching._read()
+    seen = watching.read()
     assert seen is not None
     assert seen.watch.bets[0].n == 0
     assert (seen.counts[0].requests, seen.counts[0].spared) == (400.0, 400.0)

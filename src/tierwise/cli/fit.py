@@ -45,16 +45,18 @@ def fit(
     from tierwise.cli.study import tables_of_journal
     from tierwise.config.learned import Learned
     from tierwise.study.artefact import save
-    from tierwise.study.fit import fit as train
-    from tierwise.study.outcomes import load
+    from tierwise.study.believed import fit_believed
+    from tierwise.study.outcomes import load_labelled
 
     # Without a configuration and with --out and DATA there need not be a state folder.
     folder = None if data and out else state_folder(state, config_path(config))
     if not data:
         assert folder is not None  # noqa: S101
         data = [Path(tables_of_journal(folder).files[0])]
-    table, _ = load(data)
-    fitted = train(table, reference=reference, seed=seed, progress=lambda line: print(line, file=sys.stderr))
+    table, labels = load_labelled(data)
+    fitted = fit_believed(
+        table, labels, reference=reference, seed=seed, progress=lambda line: print(clean(line), file=sys.stderr)
+    )
     target = out or Learned(folder or Path()).artefacts
     try:
         id = save(fitted, target)

@@ -1,4 +1,4 @@
-"""`tierwise plan | promote | rollback | history`: from something learned to something that serves, and back."""
+"""`tierwise plan | promote | rollback | history | drift`: from something learned to something that serves, and back."""
 
 from __future__ import annotations
 
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from tierwise.core.promise import Promise
     from tierwise.core.snapshot import Snapshot
     from tierwise.study.plan import Difference
+    from tierwise.watch.audit import Seen
 
 EstimatorOption = Annotated[
     str | None, typer.Option("--estimator", help="Id of a trained artefact, or built-in; else the one that serves.")
@@ -41,7 +42,7 @@ PromiseOption = Annotated[
 
 
 def add_to(app: typer.Typer) -> None:
-    for command in (plan, promote, rollback, history):
+    for command in (plan, promote, rollback, history, drift):
         app.command()(command)
 
 
@@ -121,7 +122,7 @@ def promote(
         if wrong:
             raise RequestError(f"this cannot serve: {'; '.join(wrong)}", status=400)
         return msgspec.structs.replace(
-            before, estimator=chosen, promises=tuple(promises.values()), note=note or "promoted"
+            before, estimator=chosen, promises=learned.still(promises.values()), note=note or "promoted"
         )
 
     made = learned.write(next_state)
@@ -173,6 +174,30 @@ def history(config: ConfigOption = None, state: StateOption = None, json: JsonOp
         row = (str(each.serial), at, each.estimator or "built in", promises or "none", clean(each.note))
         table.add_row(*map(escape, row))
     show_table(table)
+
+
+def drift(config: ConfigOption = None, state: StateOption = None, json: JsonOption = False) -> None:
+    """Where today's requests differ from what training saw, and whose go to dear models more than they used to."""
+    from tierwise.config.learned import Learned
+    from tierwise.config.watching import Watching
+
+    learned = Learned(state_folder(state, config_path(config)))
+    watching, serving = Watching(learned), learned.read()
+    seen = watching.read()
+    estimator = serving.estimator if serving else ""
+    lacks = bool(estimator) and not watching.inputs(estimator)
+    if json:
+        found = {"at_s": seen.until_s, "drift": seen.drifting.found, "skew": seen.skewing.found} if seen else {}
+        show({"estimator": estimator, "has_inputs": bool(estimator) and not lacks, **found}, True)
+        return
+    if not estimator:
+        say("No trained estimator serves, so there is no training to compare requests with.")
+    elif lacks:
+        say(f"Estimator {estimator} was saved without how its inputs were distributed; fit and promote again.")
+    if seen is None:
+        say("Nothing was looked at yet: a running gateway looks every hour at requests that are an hour old.")
+    else:
+        _show_seen(seen)
 
 
 # ------------------------------------------------------------------------------------------------ helpers
@@ -271,3 +296,29 @@ def _show(told: Difference, before: Snapshot, after: Snapshot) -> None:
 def _standing(promise: Promise) -> str:
     held = sum(each.status == "certified" for each in promise.segments)
     return f"{held} of {len(promise.segments)} certified"
+
+
+def _show_seen(seen: Seen) -> None:
+    import time
+
+    from rich.markup import escape
+    from rich.table import Table
+
+    at = time.strftime("%Y-%m-%d %H:%M", time.gmtime(seen.until_s))
+    table = Table(box=None, header_style="bold")
+    for column in ("workload", "feature", "requests", "index", "drifted"):
+        table.add_column(column, justify="right" if column in ("requests", "index") else "left", overflow="fold")
+    for each in seen.drifting.found:
+        said = "yes" if each.drifted else ""
+        where = clean(each.workload) or "all"
+        table.add_row(escape(where), escape(clean(each.feature)), f"{each.n:,}", f"{each.index:.2f}", said)
+    say(f"Requests of the day until {at} (UTC), against what training saw:")
+    if seen.drifting.found:
+        show_table(table)
+    else:
+        say("too few of them to say anything", "  ")
+    for key in seen.skewing.found:
+        figures = f"{key.share:.0%} of {key.n:,} requests went to dear models, {key.expected:.0%} were expected"
+        say(f"Key {clean(key.key)}: {figures}")
+    if not seen.skewing.found:
+        say("No key's requests went to dear models more than its past and the other keys say.")

@@ -313,7 +313,8 @@ def _limits(row: dict[str, Any]) -> str:
     """The limits of a key or a budget, in words."""
     money = row.get("limit_usd")
     window = row.get("window")
-    told = [_money(money) + (f" a {window}" if window not in (None, "lifetime") else "")] if money is not None else []
+    each = "" if window in (None, "lifetime") else f" an {window}" if window == "hour" else f" a {window}"
+    told = [f"{_money(money)}{each}"] if money is not None else []
     names = ("rpm", "tpm", "calls", "tokens", "parallel", "steps", "repeats", "deadline_s")
     told += [f"{name} {row[name]}" for name in names if row.get(name) is not None]
     if row.get("reserve_usd") is not None:

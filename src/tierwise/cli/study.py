@@ -119,7 +119,7 @@ def calibrate(
 
     import msgspec
 
-    from tierwise.config.learned import Learned
+    from tierwise.config.learned import Learned, written
     from tierwise.study.calibrate import calibrate as certify
     from tierwise.study.calibrate import prepared
 
@@ -144,7 +144,7 @@ def calibrate(
         stop(str(error), WRONG)
     target = out or home.folder / f"{name}.promise.json"
     target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    target.write_bytes(msgspec.json.format(msgspec.json.encode(promise), indent=1))
+    written(target, msgspec.json.format(msgspec.json.encode(promise), indent=1))
     show(promise, True) if json else _show_promise(promise, table, target)
     if not any(each.status == "certified" for each in promise.segments):
         sys.exit(NO)
@@ -280,7 +280,7 @@ def _show_promise(promise: Promise, table: Table, file: Path) -> None:
 
     without = unusable(table, promise.reference)
     if without:
-        say(f"{without:,} of {len(table.ids):,} requests have no outcome of {promise.reference} and say nothing")
+        say(f"{without:,} of {len(table.ids):,} requests have no sound outcome of {promise.reference} and say nothing")
     for each in promise.segments:
         where = clean(each.workload) or ("everything else" if len(promise.segments) > 1 else "all workloads")
         say(f"{where}: {each.status}, {each.n:,} labelled requests tested")
@@ -292,4 +292,9 @@ def _show_promise(promise: Promise, table: Table, file: Path) -> None:
             say(clean(each.why), "  ")
         if each.missing:
             say(f"about {each.missing:,} more labelled requests are missing", "  ")
-    say(f"written to {file}; to serve: tierwise promote --estimator {promise.estimator} --promise {file}")
+    serves = any(each.status == "certified" for each in promise.segments)
+    how = f"tierwise promote --estimator {promise.estimator} --promise {file}"
+    say(
+        f"written to {file}; "
+        + (f"to serve: {how}" if serves else "nothing in it is certified, so it would save nothing")
+    )

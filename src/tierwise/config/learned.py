@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import msgspec
@@ -18,7 +18,7 @@ import msgspec
 from tierwise.core.errors import ConfigError, Problem, TierwiseError
 from tierwise.core.estimate import BuiltIn, Estimator
 from tierwise.core.learned import Trained
-from tierwise.core.promise import Promise
+from tierwise.core.promise import Promise, problems
 from tierwise.core.snapshot import Snapshot, build
 
 FOLDER = "learned"
@@ -100,13 +100,31 @@ class Learned:
     def rollback(self, to: int | None = None) -> State:
         """What served before, or at the number `to`, serves again. Raises ConfigError when there is no such state."""
         known = self.serials()
+        if not known:
+            raise _unusable(self.folder, "has nothing to go back to: nothing was promoted yet")
         if to is None:
-            if len(known) < 2:
-                raise _unusable(self.folder, "has nothing to go back to: less than two states were promoted")
-            to = known[-2]
-        old = self.read(to)
+            to = known[-2] if len(known) > 1 else 0
+        # Before the first there was the estimator that nobody trained.
+        old = self.read(to) if to else State(serial=0, at_s=0)
         assert old is not None  # noqa: S101  (read of a number raises)
-        return self.write(lambda _: msgspec.structs.replace(old, note=f"rolled back to {to}"))
+        promises = self.still(old.promises)
+        return self.write(lambda _: msgspec.structs.replace(old, promises=promises, note=f"rolled back to {to}"))
+
+    def still(self, promises: Iterable[Promise]) -> tuple[Promise, ...]:
+        """These, with what was ever withdrawn of them: nothing but a new calibration brings it back. Raises
+        ConfigError when the folder cannot be read."""
+        found = {(each.name, each.made_s, each.data_hash): each for each in promises}
+        for serial in self.serials() if found else ():
+            try:
+                state = self.read(serial)
+            except ConfigError:
+                continue  # it never served
+            for past in state.promises if state else ():
+                key = (past.name, past.made_s, past.data_hash)
+                for segment in past.segments:
+                    if key in found and segment.status == "withdrawn":
+                        found[key] = _withdrawn(found[key], segment.workload, segment.why, segment.since_s)
+        return tuple(found.values())
 
     def withdraw(self, promise: str, workload: str, why: str) -> State:
         """The safe plan for this segment from now on. Another call for the same segment changes nothing."""
@@ -138,6 +156,9 @@ class Learned:
             try:
                 state = self.read(serial)
                 assert state is not None  # noqa: S101
+                wrong = unsound(state.promises)
+                if wrong:
+                    raise _unusable(self.folder / _name(serial), f"cannot serve: {wrong[0]}")
                 found = build_with(plain, self.estimator(state.estimator), state.promises, grams=grams)
             except ConfigError as error:
                 notes.append(f"What was promoted as number {serial} does not serve: {error.problems[0].what}")
@@ -162,6 +183,7 @@ def strangers(estimator: Estimator, promises: tuple[Promise, ...], snapshot: Sna
         if len(missing) == len(estimator.models):
             found.append(f"none of the models that it was trained on is in the catalogue: {', '.join(missing[:5])}")
     own = estimator.id if isinstance(estimator, Trained) else ""
+    found += unsound(promises)
     for promise in promises:
         if promise.estimator != own:
             found.append(
@@ -174,10 +196,15 @@ def strangers(estimator: Estimator, promises: tuple[Promise, ...], snapshot: Sna
     return found
 
 
-def _withdrawn(promise: Promise, workload: str, why: str) -> Promise:
-    now = int(time.time())
+def unsound(promises: Iterable[Promise]) -> list[str]:
+    """Which of these no calibration can have made, and why, each a sentence."""
+    return [f"promise {promise.name}: {what}" for promise in promises for what in problems(promise)]
+
+
+def _withdrawn(promise: Promise, workload: str, why: str, at_s: int | None = None) -> Promise:
+    since_s = int(time.time()) if at_s is None else at_s
     segments = tuple(
-        msgspec.structs.replace(each, status="withdrawn", why=why, since_s=now)
+        msgspec.structs.replace(each, status="withdrawn", why=why, since_s=since_s)
         if each.workload == workload and each.status == "certified"
         else each
         for each in promise.segments

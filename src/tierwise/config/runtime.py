@@ -39,6 +39,7 @@ class Runtime:
         self.registry = registry
         self.setup = setup
         self.learned = Learned(setup.state_dir)
+        self.watching = Watching(Learned(setup.state_dir))
         self.book = registry.read()
         self._budgets = self.budgets()
         self._posted: set[Credit | Variance] = set()  # those that the ledger has
@@ -203,9 +204,9 @@ class Runtime:
             await asyncio.sleep(LOOK_S)
 
     async def watch(self) -> None:
-        """Test the promises on fresh traffic, again and again, until cancelled."""
+        """Look at fresh traffic, again and again, until cancelled."""
         if self._app is not None:
-            await Watching(Learned(self.setup.state_dir)).follow(self._app.router.journal)
+            await self.watching.follow(self._app.router.journal)
 
     def close(self) -> None:
         self.registry.close()

@@ -1,4 +1,6 @@
-"""A running gateway looks after its promises: fresh labelled traffic is tested, and what is refuted is withdrawn.
+"""A running gateway looks after what was promoted: promises are tested on fresh labelled traffic, and what is refuted
+is withdrawn; where requests drift from what training saw, or a key's go to dear models more than they used to, it is
+said.
 
 It changes nothing itself but the state of what was learned, as a person would with `tierwise promote`; the next look at
 that state serves it.
@@ -10,13 +12,18 @@ import asyncio
 import logging
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 
-from tierwise.config.learned import Learned, written
-from tierwise.core.errors import ConfigError
-from tierwise.core.ports import Journal
+from tierwise.config.learned import Learned, State, written
+from tierwise.core.errors import ConfigError, TierwiseError
+from tierwise.core.ports import Journal, Story
 from tierwise.watch.audit import Broken, Seen, look
+from tierwise.watch.fresh import drift_words, drifting, look_at_drift, look_at_skew, skew_words, skewing
+
+if TYPE_CHECKING:
+    from tierwise.study.histograms import Histogram
 
 _log = logging.getLogger("tierwise")
 LOOK_S = 30
@@ -24,14 +31,18 @@ LOOK_S = 30
 # counts when a router is trained again, and not here.
 LAG_S = 3_600
 FILE = "watch.json"
+TOLD = 20  # drifts in the log at one look; what else there is `tierwise drift` shows
 
 
 class Watching:
-    """One per application. `look` is asked again and again; it does nothing while nothing is promised."""
+    """One per application. `look` is asked again and again; it does nothing while nothing trained is promoted and
+    nothing promised."""
 
     def __init__(self, learned: Learned, *, lag_s: int = LAG_S) -> None:
         self.learned = learned
         self.lag_s = lag_s
+        self.seen: Seen | None = None  # as the last look left it
+        self._inputs: tuple[str, tuple[Histogram, ...]] = ("", ())  # of an estimator's training
 
     @property
     def path(self) -> Path:
@@ -41,27 +52,54 @@ class Watching:
         """What was found broken since the last look, and is withdrawn. Raises ConfigError when the folder cannot be
         used."""
         state = await asyncio.to_thread(self.learned.read)
-        if state is None or not any(each.status == "certified" for one in state.promises for each in one.segments):
+        certified = any(each.status == "certified" for one in state.promises for each in one.segments) if state else ()
+        if state is None or not (state.estimator or certified):
             return ()
         until_s = now_s - self.lag_s
-        seen = await asyncio.to_thread(self._read) or Seen(until_s=min(each.made_s for each in state.promises))
+        begun_s = min([state.at_s, *(each.made_s for each in state.promises)])
+        self.seen = seen = await asyncio.to_thread(self.read) or Seen(until_s=begun_s)
         if until_s <= seen.until_s:
             return ()
         broken: list[Broken] = []
-        since_s = seen.until_s
-        async for stories in journal.stories(since_s, until_s):
-            seen, found = await asyncio.to_thread(look, seen, stories, state.promises, until_s)
+        inputs = await asyncio.to_thread(self.inputs, state.estimator)
+        async for stories in journal.stories(seen.until_s, until_s):
+            seen, found = await asyncio.to_thread(self._taken, seen, stories, state, inputs)
             broken += found
-        seen = msgspec.structs.replace(seen, until_s=until_s)
+        seen = await asyncio.to_thread(_looked, msgspec.structs.replace(seen, until_s=until_s), inputs)
         # Withdrawn first: a crash in between withdraws again, which changes nothing, and never forgets.
         for each in broken:
             await asyncio.to_thread(self.learned.withdraw, each.promise, each.workload, each.why)
             where = f"workload {each.workload}" if each.workload else "workloads without a segment of their own"
             _log.error("promise %s no longer holds for %s and is withdrawn: %s", each.promise, where, each.why)
         await asyncio.to_thread(written, self.path, msgspec.json.encode(seen))
+        self.seen = seen
         return tuple(broken)
 
-    def _read(self) -> Seen | None:
+    @staticmethod
+    def _taken(
+        seen: Seen, stories: list[Story], state: State, inputs: tuple[Histogram, ...]
+    ) -> tuple[Seen, tuple[Broken, ...]]:
+        seen, broken = look(seen, stories, state.promises, seen.until_s)
+        return msgspec.structs.replace(
+            seen,
+            drifting=drifting(seen.drifting, stories, state.estimator, inputs),
+            skewing=skewing(seen.skewing, stories),
+        ), broken
+
+    def inputs(self, estimator: str) -> tuple[Histogram, ...]:
+        """What this estimator's training saw; () when that is not known."""
+        if estimator and estimator != self._inputs[0]:
+            from tierwise.study.artefact import read_manifest
+
+            try:
+                self._inputs = (estimator, read_manifest(self.learned.artefacts, estimator).inputs)
+            except TierwiseError as error:
+                self._inputs = (estimator, ())
+                _log.error("drift is not watched: %s", error)
+        return self._inputs[1] if estimator else ()
+
+    def read(self) -> Seen | None:
+        """What was seen until now; None when nothing was, or what is there cannot be read."""
         try:
             return msgspec.json.decode(self.path.read_bytes(), type=Seen)
         except FileNotFoundError:
@@ -85,3 +123,16 @@ class Watching:
                     _log.error("promises are not watched: %s", error)
             except Exception:  # ours; the next look tries again
                 _log.exception("promises are not watched")
+
+
+def _looked(seen: Seen, inputs: tuple[Histogram, ...]) -> Seen:
+    """With what an hour's look found, which is told in the log once."""
+    drifts, drifted = look_at_drift(seen.drifting, inputs, seen.until_s)
+    skews, skewed = look_at_skew(seen.skewing, seen.until_s)
+    for each in drifted[:TOLD]:
+        _log.warning("%s", drift_words(each))
+    if len(drifted) > TOLD:
+        _log.warning("and %d drifts more: tierwise drift", len(drifted) - TOLD)
+    for key in skewed:
+        _log.warning("%s", skew_words(key))
+    return msgspec.structs.replace(seen, drifting=drifts, skewing=skews)

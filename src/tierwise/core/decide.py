@@ -36,7 +36,7 @@ from tierwise.core.episode import (
 from tierwise.core.estimate import estimate_all
 from tierwise.core.learned import Trained
 from tierwise.core.policy import HELPERS, AskFirst, Best, Cascade, Explore, Keep, Policy, Rules, Use, references
-from tierwise.core.promise import Ruling, as_certified, ruling
+from tierwise.core.promise import Ruling, as_certified, due, ruling
 from tierwise.core.refuse import refusal
 from tierwise.core.shadow import Due, rest_of, shadowed
 from tierwise.core.snapshot import Snapshot
@@ -59,6 +59,7 @@ class _Frame(msgspec.Struct, frozen=True):
     final: bool = True
     about: About = Serve()
     agreeing: int = 0  # of replies that have to say the same, this is to be one
+    voice: int = 0  # which of them, from 0
 
     def down(self, name: str) -> _Frame:
         return msgspec.structs.replace(self, at=f"{self.at}/{name}" if self.at else name)
@@ -183,17 +184,17 @@ class _Walk:
         self.reason(frame.at, found.code, ("promise", name), ("workload", self.episode.workload))
         names = tuple(model.id for model in self.expand(plan.best, frame.pool) if model.id in found.models)
         safe = tuple(dict.fromkeys(each for each in (found.reference, self.snapshot.catalogue.reliable) if each))
-        passing = []
-        for each in self.weighed(names, frame):
-            loss = self.expected_loss(found, each.model.id)
-            if loss <= found.threshold:
-                passing.append(each)
-            else:
-                self.attempts.note(each, "passed_over", "beyond_promise", ("expected_loss", round(loss, 4)))
-        passing.sort(key=lambda each: found.models.index(each.model.id))
+        turn = due(found, frame.voice, lambda model: self.expected_loss(found, model))
+        weighed = self.weighed(names, frame)
+        for each in weighed:
+            if each.model.id != turn:
+                loss = self.expected_loss(found, each.model.id)
+                code = "beyond_promise" if loss > found.threshold else "promise_names_another"
+                self.attempts.note(each, "passed_over", code, ("expected_loss", round(loss, 4)))
+        passing = tuple(each for each in weighed if each.model.id == turn)
         if not frame.agreeing:  # else the reference is a rung further up, and its one voice would agree with nobody
             passing += self.weighed(safe, frame)
-        return self.attempts.first(frame.at, tuple(passing), frame.final, frame.about, code="promise")
+        return self.attempts.first(frame.at, passing, frame.final, frame.about, code="promise")
 
     def expected_loss(self, found: Ruling, model: str) -> float:
         """Against the promise's reference. An agreement is judged by the model whose reply would be delivered."""
@@ -326,7 +327,7 @@ class _Walk:
         used: set[str] = set()
         for k in range(asked):
             pool = tuple(model for model in frame.pool if model.id not in used)
-            again = msgspec.structs.replace(frame, at=f"{frame.at}#{k + 1}" if k else frame.at, pool=pool)
+            again = msgspec.structs.replace(frame, at=f"{frame.at}#{k + 1}" if k else frame.at, pool=pool, voice=k)
             result = self.reference(name, again)
             if isinstance(result, Need):
                 return result

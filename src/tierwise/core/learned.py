@@ -72,6 +72,10 @@ class Trained(msgspec.Struct, frozen=True, kw_only=True, tag="trained"):
     # A column of zeros is a model whose tokens, or times, nobody counted.
     tokens: bytes  # float32 [D + 1, M]: log(1 + output tokens), its constant last; empty when nobody counted
     latency: bytes  # float32 [D + 1, M]: log(1 + ms), its constant last; empty when nobody measured
+    # Of a workload that training has not seen: what its prompts say beyond the usual counts by the factor `stranger`
+    # alone, because what tells easy from hard in one use often does not in another.
+    usual: bytes = b""  # float32 [M]: the mean of what prompts said in training; empty: nothing is held back
+    stranger: bytes = b""  # float32 [1], 0..1; empty: 1
 
 
 class Score(msgspec.Struct, frozen=True):
@@ -108,20 +112,25 @@ class Heads:
         self.slope, self.intercept, self.doubt = (
             _floats(each) for each in (trained.slope, trained.intercept, trained.doubt)
         )
+        self.usual = _floats(trained.usual) if trained.usual else np.zeros(models, np.float32)
+        # Where no workload was told apart in training, every request is one like those.
+        self.stranger = float(_floats(trained.stranger)[0]) if trained.stranger and trained.workloads else 1.0
         self.tokens, self.latency = (_Logs.of(each, models) for each in (trained.tokens, trained.latency))
 
     def scores(self, features: Features, workload: str) -> dict[str, Score]:
         """One for each model that was trained on."""
         plain = standardised(np.array(dense(features), dtype=np.float32), self.shift, self.scale)
-        score = self.bias + plain @ self.dense_weights
+        said = plain @ self.dense_weights
         kept = numbers(features.grams)
         if kept.size:
             # A product with ones is the sum of the rows, five times as fast as `sum` on so few.
             rows = self.gram_weights.take(self.row.take(kept), axis=0)
-            score = score + _ONES[: kept.size] @ rows / math.sqrt(kept.size)
+            said = said + _ONES[: kept.size] @ rows / math.sqrt(kept.size)
         at = self.workloads.get(workload)
         if at is not None:
-            score = score + self.workload_weights[at]
+            score = self.bias + said + self.workload_weights[at]
+        else:
+            score = self.bias + self.usual + self.stranger * (said - self.usual)
         exponent = (self.slope * score + self.intercept).tolist()
         tokens, latency = self.tokens.counts(plain), self.latency.counts(plain)
         doubt = self.doubt.tolist()
@@ -146,7 +155,7 @@ class _Logs(msgspec.Struct, frozen=True):
     @staticmethod
     def of(data: bytes, models: int) -> _Logs:
         weights = _floats(data).reshape(-1, models)
-        return _Logs(weights, tuple(weights.any(axis=0).tolist()))
+        return _Logs(weights, tuple(bool(column.any()) for column in weights.T))
 
     def counts(self, plain: Floats) -> list[int | None]:
         """At least 1, up to nine million (e^16)."""
@@ -239,6 +248,8 @@ def problems(trained: Trained) -> list[str]:
         "doubt": models,
         "tokens": (width + 1) * models if trained.tokens else 0,
         "latency": (width + 1) * models if trained.latency else 0,
+        "usual": models if trained.usual else 0,
+        "stranger": 1 if trained.stranger else 0,
     }
     for name, size in sizes.items():
         data: bytes = getattr(trained, name)
@@ -250,6 +261,8 @@ def problems(trained: Trained) -> list[str]:
             found.append(f"{name} has a number that is none, or is beyond a million")
         elif (name in ("slope", "doubt") and (values < 0).any()) or (name == "scale" and (values <= 0).any()):
             found.append(f"{name} has a number below its least")
+        elif name == "stranger" and ((values < 0) | (values > 1)).any():
+            found.append("stranger is a share, and not between 0 and 1")
     return found
 
 

@@ -8,6 +8,8 @@ money nor the amounts of the policy choose within a promise.
 
 from __future__ import annotations
 
+from bisect import bisect_left
+from collections.abc import Callable, Iterator
 from typing import Literal
 
 import msgspec
@@ -20,7 +22,7 @@ Status = Literal["certified", "uncertified", "withdrawn"]
 class Segment(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One workload's part of a promise. Losses and bounds are of quality, 0..1, against the reference, per request."""
 
-    workload: str  # "" is every workload that has no segment of its own
+    workload: str  # "" is those in `workloads`, which have no segment of their own
     status: Status
     models: tuple[str, ...] = ()  # who may answer in the reference's place; an agreement asks them in this order
     agreement: int = 0  # of an agreement: until so many of them say the same; 0: as many as there are
@@ -34,6 +36,14 @@ class Segment(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     missing: int | None = None  # labelled requests that are wanting, as far as can be told; only when uncertified
     why: str = ""  # of an uncertified or withdrawn segment: a sentence
     since_s: int | None = None  # withdrawn at
+    # Of the segment "", ascending: the workloads whose labels it was tested on. Empty: the data told none apart, or
+    # the owner wanted one promise for all.
+    workloads: tuple[str, ...] = ()
+
+    def covers(self, workload: str) -> bool:
+        """Whether requests of this workload, which has no segment of its own, fall under this one."""
+        at = bisect_left(self.workloads, workload)
+        return not self.workloads or self.workloads[at : at + 1] == (workload,)
 
 
 class Promise(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -52,14 +62,43 @@ class Promise(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     similarity: float = 0.6  # of an agreement, the least at which replies say the same, as in `Accept`
 
     def segment(self, workload: str) -> Segment | None:
-        """The one that a request of this workload falls under."""
-        fallback = None
+        """The one that a request of this workload falls under; None where nothing was tested for it."""
+        rest = None
         for each in self.segments:
-            if each.workload == workload:
-                return each
             if not each.workload:
-                fallback = each
-        return fallback
+                rest = each
+            elif each.workload == workload:
+                return each
+        return rest if rest is not None and rest.covers(workload) else None
+
+
+def problems(promise: Promise) -> list[str]:
+    """Why this is no promise that a calibration has made, each a sentence; empty when it may be one."""
+    found = []
+    if not (0.0 < promise.alpha < 1.0 and 0.0 < promise.delta < 1.0 and 0.0 <= promise.similarity <= 1.0):
+        found.append("alpha and delta must lie between 0 and 1, and the similarity at 0 to 1")
+    if len({each.workload for each in promise.segments}) != len(promise.segments):
+        found.append("a workload has two segments")
+    for each in promise.segments:
+        where = f"its segment {each.workload!r}"
+        if not all(-1.0 <= figure <= 1.0 for figure in (each.threshold, each.further, each.loss, each.bound)):
+            found.append(f"{where} has a loss or threshold outside -1 to 1")
+        if list(each.workloads) != sorted(set(each.workloads)) or (each.workload and each.workloads):
+            found.append(f"{where} has workloads that are not ascending, or are not its own")
+        if each.status == "certified":
+            found += [f"{where} {what}" for what in _unsound(promise, each)]
+    return found
+
+
+def _unsound(promise: Promise, segment: Segment) -> Iterator[str]:
+    """Of a certified segment."""
+    models, least = segment.models, 2 if promise.kind == "agreement" else 1
+    if len(models) < least or len(set(models)) != len(models) or promise.reference in models:
+        yield f"needs {least} or more different models beside the reference"
+    if segment.agreement and not (promise.kind == "agreement" and 2 <= segment.agreement <= len(models)):
+        yield f"wants {segment.agreement} of {len(models)} replies to agree"
+    if not segment.loss <= segment.bound <= promise.alpha + 1e-6 or segment.n < 1:
+        yield f"is called certified, and its figures do not say so: {segment.n} requests, bound {segment.bound:g}"
 
 
 class Ruling(msgspec.Struct, frozen=True):
@@ -91,6 +130,14 @@ def ruling(promise: Promise | None, workload: str, estimator: str, *, agreeing: 
         return Ruling("promise_not_certified", promise.reference)
     judged = segment.models[0] if promise.kind == "agreement" else ""
     return Ruling("promise_holds", promise.reference, segment.models, segment.threshold, judged, segment.further)
+
+
+def due(found: Ruling, voice: int, loss: Callable[[str], float]) -> str:
+    """The one model that may answer now; "" for none. Of an agreement the one with this voice, from 0; of a choice the
+    first that training expects to lose little enough. Where it cannot, the reference does: that another of them answers
+    in its place was never tested. `loss`: what training expects of a model."""
+    models = found.models[voice : voice + 1] if found.judged else found.models
+    return next((each for each in models if loss(each) <= found.threshold), "")
 
 
 def as_certified(plan: Cascade, promise: Promise | None) -> Cascade:

@@ -52,6 +52,7 @@ WHY_NOT = {
     "price": "cost, risk of a miss and waiting together weigh least",
     "quality": "no model reaches the floor, and it comes nearest",
     "promise": "the promise lets it answer, or falls back on it",
+    "promise_names_another": "the promise was certified with another model answering this request",
     "beyond_promise": "it is expected to lose more than the promise allows",
     "retry": "nobody else is left, and its failure may have passed",
 }

@@ -405,7 +405,7 @@ async def _readyz(app: App, call: Call) -> None:
 
 
 async def _metrics(app: App, call: Call) -> None:
-    body, kind = render(app.router, app.guesses.rejected)
+    body, kind = render(app.router, app.guesses.rejected, app.runtime.watching)
     await reply(call.send, 200, body, [(b"content-type", kind.encode())])
 
 

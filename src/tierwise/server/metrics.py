@@ -12,8 +12,10 @@ from tierwise.routing.tally import Histogram
 if TYPE_CHECKING:
     from prometheus_client.core import Metric
 
+    from tierwise.config.watching import Watching
 
-def render(router: Router, rejected_guesses: int = 0) -> tuple[bytes, str]:
+
+def render(router: Router, rejected_guesses: int = 0, watching: Watching | None = None) -> tuple[bytes, str]:
     """(body, content type) in Prometheus' text format."""
     from prometheus_client import CollectorRegistry, generate_latest
     from prometheus_client.exposition import CONTENT_TYPE_LATEST
@@ -21,7 +23,8 @@ def render(router: Router, rejected_guesses: int = 0) -> tuple[bytes, str]:
 
     class Now(Collector):
         def collect(self) -> Iterator[Metric]:
-            return _families(router, rejected_guesses)
+            yield from _families(router, rejected_guesses)
+            yield from _seen(watching)
 
     registry = CollectorRegistry()
     registry.register(Now())
@@ -91,6 +94,25 @@ def _families(router: Router, rejected_guesses: int) -> Iterator[Metric]:
         for segment in promise.segments:
             promises.add_metric((promise.name, segment.workload, segment.status), 1)
     yield promises
+
+
+def _seen(watching: Watching | None) -> Iterator[Metric]:
+    """No key is named here, for whoever has one may read this: `tierwise drift` names them."""
+    from prometheus_client.core import GaugeMetricFamily
+
+    seen = watching.seen if watching else None
+    drifts = GaugeMetricFamily(
+        "tierwise_drift",
+        "Population stability index of today's requests against training.",
+        labels=("workload", "feature", "drifted"),
+    )
+    for each in seen.drifting.found if seen else ():
+        drifts.add_metric((each.workload, each.feature, "true" if each.drifted else "false"), each.index)
+    yield drifts
+    count = len(seen.skewing.found) if seen else 0
+    yield GaugeMetricFamily(
+        "tierwise_skewed_keys", "Keys whose requests go to dear models more than they used to.", value=count
+    )
 
 
 def _histogram(name: str, text: str, histogram: Histogram) -> Metric:

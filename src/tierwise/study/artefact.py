@@ -25,10 +25,12 @@ import msgspec
 from tierwise.core.errors import TierwiseError
 from tierwise.core.learned import Trained, problems
 from tierwise.study.fit import FitReport, Fitted, identified
+from tierwise.study.histograms import Histogram
 
 MANIFEST, ARRAYS = "manifest.json", "arrays.npz"
 MOST_BYTES = 256 << 20
 MOST_MANIFEST_BYTES = 16 << 20
+OPTIONAL = ("tokens", "latency", "usual", "stranger")  # arrays that may be absent
 LIBRARIES = ("msgspec", "numpy", "scipy", "tierwise")
 # The archive's members have no time of their own, so that equal weights are equal files.
 _WHEN = (1980, 1, 1, 0, 0, 0)
@@ -50,12 +52,13 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     dense: tuple[str, ...]
     workloads: tuple[str, ...]
     grams: int
-    counted: tuple[str, ...]  # of "tokens" and "latency" those that are there
+    counted: tuple[str, ...]  # of OPTIONAL those that are there
     bytes: int  # of arrays.npz
     sha256: str  # of arrays.npz
     data_hash: str
     libraries: dict[str, str]
     report: FitReport
+    inputs: tuple[Histogram, ...] = ()  # how they were distributed; none before there were any
 
 
 def save(fitted: Fitted, folder: Path) -> str:
@@ -64,7 +67,7 @@ def save(fitted: Fitted, folder: Path) -> str:
     trained = fitted.trained
     for problem in problems(trained):
         raise ArtefactError(f"estimator {trained.id} is not saved: {problem}")
-    counted = tuple(name for name in ("tokens", "latency") if getattr(trained, name))
+    counted = tuple(name for name in OPTIONAL if getattr(trained, name))
     data = _archive(trained, counted)
     manifest = Manifest(
         id=trained.id,
@@ -81,6 +84,7 @@ def save(fitted: Fitted, folder: Path) -> str:
         data_hash=fitted.data_hash,
         libraries={"python": sys.version.split()[0], **dict(_versions())},
         report=fitted.report,
+        inputs=fitted.inputs,
     )
     folder.mkdir(parents=True, exist_ok=True)
     home = folder / trained.id
@@ -160,7 +164,8 @@ def _shapes(found: Trained | Manifest, grams: int, counted: tuple[str, ...]) -> 
         "intercept": ("<f4", (models,)),
         "doubt": ("<f4", (models,)),
     }
-    return shapes | dict.fromkeys(counted, ("<f4", (width + 1, models)))
+    may_be = {"tokens": (width + 1, models), "latency": (width + 1, models), "usual": (models,), "stranger": (1,)}
+    return shapes | {name: ("<f4", may_be[name]) for name in counted}
 
 
 def _header(kind: str, shape: tuple[int, ...]) -> bytes:
@@ -179,10 +184,10 @@ def _archive(trained: Trained, counted: tuple[str, ...]) -> bytes:
 
 
 def _opened(path: Path, data: bytes, found: Manifest) -> dict[str, bytes]:
-    if found.grams < 0 or not set(found.counted) <= {"tokens", "latency"}:
+    if found.grams < 0 or not set(found.counted) <= set(OPTIONAL):
         raise ArtefactError(f"{path.parent / MANIFEST}: it names arrays that an estimator does not have")
     shapes = _shapes(found, found.grams, found.counted)
-    arrays = {"tokens": b"", "latency": b""}
+    arrays = dict.fromkeys(OPTIONAL, b"")
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             members = archive.infolist()

@@ -24,8 +24,9 @@ from tierwise.core.promise import Promise, Segment
 from tierwise.study.artefact import load as artefact
 from tierwise.study.artefact import read_manifest, save
 from tierwise.study.bounds import at_most, leading, needed, upper
-from tierwise.study.cascades import AGREEMENT, ALWAYS, NEVER, Cut, Figures, Kind, Route, figures, route, served
+from tierwise.study.cascades import AGREEMENT, ALWAYS, NEVER, Cut, Figures, Kind, Route, figures, route, served, voices
 from tierwise.study.fit import fit, predict
+from tierwise.study.labels import SOUND_WEIGHT
 from tierwise.study.outcomes import load
 from tierwise.study.table import Floats, Ints, Table, split
 
@@ -79,6 +80,7 @@ def calibrate(
     """
     if not (0.0 < alpha < 1.0 and 0.0 < delta < 1.0):
         raise ValueError(f"alpha {alpha} and delta {delta} must lie between 0 and 1, neither included")
+    table = sound(table)
     asked = _Asked(kind=kind, alpha=alpha, delta=delta, reference=reference, seed=seed)
     pool = _pool(table, trained, reference, models)
     mean, _, _ = predict(trained, table.inputs, table.workloads)
@@ -88,7 +90,10 @@ def calibrate(
     segments = []
     for workload, mine in _segments(table, certifying, asked, by_workload):
         own = choosing[_within(table, choosing, workload, mine)]
-        segments.append(_segment(table, expected, pool, workload, own, mine, asked))
+        found = _segment(table, expected, pool, workload, own, mine, asked)
+        if not workload and by_workload:
+            found = msgspec.structs.replace(found, workloads=_told_apart(table, mine))
+        segments.append(found)
     return Promise(
         name=name,
         kind=kind,
@@ -136,8 +141,14 @@ def prepared(
 
 
 def unusable(table: Table, reference: str) -> int:
-    """Rows that say nothing about a loss, because nobody knows what the reference would have been worth."""
-    return int(np.isnan(table.quality[:, table.column(reference)]).sum())
+    """Rows that say nothing about a loss, because nobody knows for sound what the reference would have been worth."""
+    return int(np.isnan(sound(table).quality[:, table.column(reference)]).sum())
+
+
+def sound(table: Table) -> Table:
+    """Without the outcomes whose labels are too weak to certify anything by; a label without a weight is beyond
+    doubt."""
+    return msgspec.structs.replace(table, quality=np.where(table.weight < SOUND_WEIGHT, np.nan, table.quality))
 
 
 def _pool(table: Table, trained: Trained, reference: str, models: Sequence[str] | None) -> tuple[str, ...]:
@@ -191,6 +202,14 @@ def _segments(table: Table, rows: Ints, asked: _Asked, by_workload: bool) -> Ite
     yield "", rows[rest]
 
 
+def _told_apart(table: Table, rows: Ints) -> tuple[str, ...]:
+    """The workloads of these rows, ascending: a promise on some workloads says nothing about one that nobody labelled.
+    () where the table tells none apart."""
+    if not any(table.workloads):
+        return ()
+    return tuple(sorted({table.workloads[i] for i in rows}))
+
+
 def _within(table: Table, choosing: Ints, workload: str, mine: Ints) -> NDArray[np.bool_]:
     """Of the choosing rows those of this segment's workloads."""
     names = {workload} if workload else {table.workloads[i] for i in mine}
@@ -232,22 +251,35 @@ def _segment(
 
 
 def _holds(tested: Route, cut: Cut, asked: _Asked) -> bool:
-    """Besides the bound, which looks at every prefix of the rows, all of them together may not say otherwise."""
-    played = served(tested, cut)
-    return figures(tested, played).loss <= asked.alpha and at_most(
-        played.loss, asked.alpha, asked.delta, low=-1.0, high=1.0, weights=tested.weight
+    """Besides the bound, which looks at every prefix of the rows, all of them together may not say otherwise, nor the
+    different prompts among them, each with one voice."""
+    return _figures(tested, cut).loss <= asked.alpha and all(
+        at_most(loss, asked.alpha, asked.delta, low=-1.0, high=1.0, weights=weight)
+        for loss, weight in _evidence(tested, cut)
     )
 
 
+def _evidence(tested: Route, cut: Cut) -> Iterator[tuple[Floats, Floats]]:
+    """Losses and weights that each have to carry the promise."""
+    played = served(tested, cut)
+    yield played.loss, tested.weight
+    prompts = voices(tested, played)
+    if prompts is not None:
+        yield prompts
+
+
+def _figures(tested: Route, cut: Cut) -> Figures:
+    return figures(tested, served(tested, cut))
+
+
 def _saved(tested: Route, cut: Cut) -> float:
-    return figures(tested, served(tested, cut)).saved
+    return _figures(tested, cut).saved
 
 
 def _told(workload: str, tested: Route, cut: Cut, asked: _Asked) -> Segment:
     """What was measured at this cut; certified is nothing by it."""
-    played = served(tested, cut)
-    found = figures(tested, played)
-    bound = upper(played.loss, asked.delta, low=-1.0, high=1.0, weights=tested.weight)
+    found = _figures(tested, cut)
+    bound = max(upper(loss, asked.delta, low=-1.0, high=1.0, weights=weight) for loss, weight in _evidence(tested, cut))
     return Segment(
         workload=workload,
         status="uncertified",
@@ -354,10 +386,11 @@ def _uncertified(workload: str, own: Route, tested: Route, cuts: tuple[Cut, ...]
         )
         return msgspec.structs.replace(_told(workload, tested, cuts[-1], asked), why=why)
     rows, at = min(wanted)
-    # Only a part of the labelled rows certifies.
-    missing = max(1, math.ceil(rows * labelled / max(1, tested.rows.size)) - labelled)
+    # Only a part of the labelled rows certifies, and of those that repeat a prompt one.
+    different = np.unique(tested.groups).size
+    missing = max(1, math.ceil(rows * labelled / max(1, different)) - labelled)
     why = (
-        f"{names} would be tested on {tested.rows.size} labelled requests, and it takes about {rows} to bound the loss "
-        f"by {asked.alpha:g}"
+        f"{names} would be tested on {different} different labelled requests, and it takes about {rows} to bound the "
+        f"loss by {asked.alpha:g}"
     )
     return msgspec.structs.replace(_told(workload, tested, cuts[at], asked), why=why, missing=missing)

@@ -40,6 +40,7 @@ class Route(msgspec.Struct, frozen=True, kw_only=True):
     spared: NDArray[np.bool_]  # [N, K] whether the reference need not answer
     dear: Floats  # [N] cost of the reference's reply
     weight: Floats  # [N] of the row as a label, above 0 and at most 1
+    groups: Ints  # [N] rows with the same number are the same prompt
 
 
 class Served(msgspec.Struct, frozen=True, kw_only=True):
@@ -87,6 +88,7 @@ def route(table: Table, kind: Kind, models: tuple[str, ...], reference: str, exp
         spared=spared,
         dear=dear,
         weight=_weights(table, asked)[rows],
+        groups=table.groups[rows],
     )
 
 
@@ -103,6 +105,18 @@ def served(route: Route, cut: Cut) -> Served:
         spared=asked & route.spared[row, at],
         by=by,
     )
+
+
+def voices(route: Route, played: Served) -> tuple[Floats, Floats] | None:
+    """Loss and weight of each different prompt [G], the means of its rows: a prompt that stands there fifty times is no
+    evidence of fifty. None where no prompt is repeated."""
+    names, at = np.unique(route.groups, return_inverse=True)
+    if names.size == route.groups.size:
+        return None
+    order = np.random.default_rng(0).permutation(names.size)  # not by number: bounds take rows as drawn at random
+    weight = np.bincount(at, route.weight)
+    loss = np.bincount(at, route.weight * played.loss) / weight
+    return loss[order], (weight / np.bincount(at))[order]
 
 
 def cut_of(segment: Segment) -> Cut:

@@ -21,17 +21,22 @@ from tierwise.core.errors import TierwiseError
 from tierwise.core.learned import DENSE, Heads, Trained, standardised
 from tierwise.core.request import FEATURES_VERSION
 from tierwise.study import chances
+from tierwise.study.histograms import Histogram, histograms
+from tierwise.study.predict import predict as predict
+from tierwise.study.predict import said
 from tierwise.study.regress import Columns, Weights, columns, design, folds_of, solve, weights_of
 from tierwise.study.settings import FOLDS, Settings, choose
-from tierwise.study.table import Inputs, Ints, Table
+from tierwise.study.table import Ints, Table
 from tierwise.study.targets import ROWS, Targets, leans, targets, trust
+from tierwise.study.trust import Suspect
 from tierwise.study.yardsticks import two_models
 
 Floats = NDArray[np.float64]
 Progress = Callable[[str], None]
 
 MANY = 20_000  # rows, beyond which one fold is left out instead of each of five: it has rows enough
-CHUNK = 4_096  # rows that `predict` holds at once
+TURNS, HELD = 30, 0.1  # of finding the best model; the rows that stand against a prompt's own
+STRANGER = 0.25  # believed of an unseen workload where training has seen one alone, so that nothing can tell
 CENT = 1.0  # penalty of lengths and times, a row's worth
 
 
@@ -59,12 +64,16 @@ class FitReport(msgspec.Struct, frozen=True, kw_only=True):
     left_out: int  # rows that the figures are about
     models: tuple[ModelReport, ...]
     warnings: tuple[str, ...]  # sentences
+    suspects: tuple[Suspect, ...] = ()  # whose labels were left out (`study/believed`)
 
 
 class Fitted(msgspec.Struct, frozen=True):
     trained: Trained
     report: FitReport
     data_hash: str
+    inputs: tuple[Histogram, ...] = ()  # what the traffic to come is compared with
+    # [N, M] of the table: the chance of an adequate answer as a fit without the row sees it; NaN where there is none.
+    expected: Floats | None = None
 
 
 class _Parts(msgspec.Struct, frozen=True):
@@ -90,6 +99,7 @@ def fit(
     """
     say = progress or (lambda line: None)
     _check(table)
+    whole = table
     table, warnings = _enough(table, reference)
     best = table.column(reference) if reference else _best(table)
     named = columns(table.inputs, table.workloads, table.groups)
@@ -98,10 +108,12 @@ def fit(
     say(f"{len(table.ids):,} prompts, {len(table.models)} models, reference {table.models[best]}")
     settings = settings or choose(table, found, named, seed)
     say("settings chosen")
-    parts = _regress(table, found, named, settings, best, seed)
+    folds = folds_of(table.groups, FOLDS, seed)
+    parts = _regress(table, found, named, settings, best, folds, (0,) if len(table.ids) > MANY else range(FOLDS))
     say("weights fitted")
-    curves, models = _curves(table, parts.left_out, named, best)
-    trained = _packed(table, named, parts.weights, curves, best)
+    curves, models, chance = _curves(table, parts.left_out, named, best)
+    factor = _strange(table, found, named, settings, best)
+    trained = _packed(table, named, parts.weights, curves, best, factor)
     report = FitReport(
         rows=len(table.ids),
         workloads=len(named.workloads),
@@ -113,7 +125,7 @@ def fit(
         models=models,
         warnings=(*warnings, *_weak(models)),
     )
-    return Fitted(trained, report, table.hash)
+    return Fitted(trained, report, table.hash, histograms(table.inputs, table.workloads), _placed(chance, table, whole))
 
 
 # ------------------------------------------------------------------------------------------------ what there is
@@ -173,14 +185,17 @@ def _enough(table: Table, reference: str | None) -> tuple[Table, list[str]]:
 
 
 def _best(table: Table) -> int:
-    """The model with the highest mean quality, on prompts that most of the models have answered where there are
-    enough: a model that was only asked what is easy has a high mean."""
+    """The model with the highest mean quality, had all been asked the same: a model that was only asked what is easy
+    has a high mean. Means and what each prompt adds to all of its replies are found in turn, prompts shrunk a little,
+    so that a model which shares none with the others keeps its plain mean."""
     known = np.isfinite(table.quality)
-    weight = np.where(known, table.weight, 0.0)
-    most = known.sum(axis=1) * 2 > len(table.models)
-    if (known[most].sum(axis=0) >= ROWS).all():
-        weight = weight * most[:, None]
-    return int(((weight * np.nan_to_num(table.quality)).sum(axis=0) / weight.sum(axis=0)).argmax())
+    weight = np.where(known, table.weight / np.nanmean(table.weight[known]), 0.0)
+    quality = np.where(known, table.quality, 0.0)
+    prompt = np.zeros((len(table.ids), 1))
+    for _ in range(TURNS):
+        mean = (weight * (quality - prompt)).sum(axis=0) / weight.sum(axis=0)
+        prompt = (weight * (quality - mean)).sum(axis=1, keepdims=True) / (weight.sum(axis=1, keepdims=True) + HELD)
+    return int(mean.argmax())
 
 
 def _wanting(table: Table, found: Targets, best: int) -> list[str]:
@@ -210,9 +225,9 @@ def _weak(models: Sequence[ModelReport]) -> list[str]:
 # ------------------------------------------------------------------------------------------------ scores
 
 
-def _regress(table: Table, found: Targets, named: Columns, settings: Settings, best: int, seed: int) -> _Parts:
-    folds = folds_of(table.groups, FOLDS, seed)
-    told = (0,) if len(table.ids) > MANY else tuple(range(FOLDS))
+def _regress(
+    table: Table, found: Targets, named: Columns, settings: Settings, best: int, folds: Ints, told: Sequence[int]
+) -> _Parts:
     matrix = design(table.inputs, table.workloads, named, settings.scales())
     shared, shared_out = _solved(matrix, found.shared, found.shared_weights, np.array([settings.shared]), folds, told)
     known_out = np.nan_to_num(shared_out)  # a row that was not left out has no honest prediction to lean on
@@ -242,6 +257,37 @@ def _solved(
     return found[:, :count], out
 
 
+def _strange(table: Table, found: Targets, named: Columns, settings: Settings, best: int) -> float:
+    """How much of what prompts say is believed of a workload that training has not seen: the factor that predicts the
+    gains of workloads best that were left out whole (least squares, within 0..1)."""
+    if not named.workloads:
+        return 1.0
+    names, at = np.unique(np.array(table.workloads, dtype=object).astype(str), return_inverse=True)
+    if names.size < 2 or len(table.models) < 2:
+        return STRANGER
+    order = np.argsort(-np.bincount(at), kind="stable")
+    place = np.empty(names.size, dtype=np.int64)
+    place[order] = np.arange(names.size) % FOLDS
+    left = _regress(table, found, named, settings, best, place[at], range(min(FOLDS, names.size))).left_out
+    others = [m for m in range(len(table.models)) if m != best]
+    gain = table.quality[:, [best]] - table.quality[:, others]
+    told = left[:, [best]] - left[:, others]
+    known = np.isfinite(gain) & np.isfinite(told)
+    weight = np.where(known, np.minimum(table.weight[:, [best]], table.weight[:, others]), 0.0)
+    total = np.maximum(weight.sum(axis=0), 1e-12)
+    gain, told = (np.where(known, each, 0.0) for each in (gain, told))
+    gain, told = (np.where(known, each - (weight * each).sum(axis=0) / total, 0.0) for each in (gain, told))
+    down = float((weight * told**2).sum())
+    if down <= 1e-12:
+        return 0.0
+    factor = float((weight * told * gain).sum()) / down
+    # A standard error less: where left-out prompts say next to nothing, the quotient of two noises is no reason.
+    error = float(np.sqrt(((weight * told * (gain - factor * told)) ** 2).sum())) / down
+    factor = min(1.0, max(0.0, factor - error))
+    # Two workloads that are alike are little reason to expect a third one that is.
+    return factor * (names.size - 1) / (names.size + 1)
+
+
 def _mixture(table: Table, found: Targets, left: Floats, best: int) -> Floats:
     """[T, M]: how the targets make the models' scores. Where a model has a level of its own and a gain, the blend is
     the one that predicts its left-out outcomes best (least squares, within 0..1)."""
@@ -269,9 +315,9 @@ def _mixture(table: Table, found: Targets, left: Floats, best: int) -> Floats:
 
 def _curves(
     table: Table, left: Floats, named: Columns, best: int
-) -> tuple[list[chances.Curve], tuple[ModelReport, ...]]:
+) -> tuple[list[chances.Curve], tuple[ModelReport, ...], Floats]:
     """The curve of each model from all rows that were left out; its figures with a curve from the other half of them,
-    and the interval's from the other half as well."""
+    and the interval's from the other half as well. The chances [N, M] that these are about come with them."""
     place = {name: i for i, name in enumerate(("", *named.workloads))}
     workload = np.array([place.get(name, 0) for name in table.workloads])
     half = folds_of(table.groups, 2, 1)
@@ -297,7 +343,7 @@ def _curves(
         qualities.append(
             chances.quality(chance[rows[seen], m], good[seen], weight[seen], sum(told) / len(told) if told else None)
         )
-    return curves, tuple(
+    models = tuple(
         ModelReport(
             model=name,
             n=int(known[:, m].sum()),
@@ -308,6 +354,16 @@ def _curves(
         )
         for m, name in enumerate(table.models)
     )
+    return curves, models, chance
+
+
+def _placed(chance: Floats, table: Table, whole: Table) -> Floats:
+    """Chances of a part of the rows and models of the whole table where they belong in it."""
+    columns = np.array([whole.column(name) for name in table.models])
+    rows = np.flatnonzero(np.isfinite(whole.quality[:, columns]).any(axis=1))
+    found = np.full(whole.quality.shape, np.nan)
+    found[np.ix_(rows, columns)] = chance
+    return found
 
 
 def _curve(scores: Floats, good: Floats, weights: Floats, workload: Ints) -> chances.Curve:
@@ -329,7 +385,9 @@ def _apgr(table: Table, chance: Floats, best: int, m: int) -> float | None:
 # ------------------------------------------------------------------------------------------------ what serves
 
 
-def _packed(table: Table, named: Columns, weights: Weights, curves: Sequence[chances.Curve], best: int) -> Trained:
+def _packed(
+    table: Table, named: Columns, weights: Weights, curves: Sequence[chances.Curve], best: int, stranger: float
+) -> Trained:
     plain = standardised(table.inputs.dense, named.shift, named.scale).astype(np.float64)
     trained = Trained(
         id="",
@@ -351,6 +409,11 @@ def _packed(table: Table, named: Columns, weights: Weights, curves: Sequence[cha
         tokens=_logs(plain, table.output_tokens),
         latency=_logs(plain, table.latency_ms),
     )
+    if named.workloads:
+        told = np.concatenate([part for _, part in said(Heads(trained), table.inputs)])
+        trained = msgspec.structs.replace(
+            trained, usual=_bytes(told.mean(axis=0)), stranger=_bytes(np.array([stranger]))
+        )
     return identified(trained)
 
 
@@ -382,28 +445,3 @@ def _logs(plain: Floats, counts: Floats) -> bytes:
 
 def _bytes(values: NDArray[np.floating]) -> bytes:
     return np.ascontiguousarray(values, dtype="<f4").tobytes()
-
-
-def predict(trained: Trained, inputs: Inputs, workloads: Sequence[str]) -> tuple[Floats, Floats, Floats]:
-    """Chances of an adequate answer and their interval for N prompts, (mean, low, high), each [N, M] in the order of
-    `trained.models`: what `Heads.scores` says of each. Raises ValueError for an artefact that cannot serve."""
-    heads = Heads(trained)
-    rows = inputs.dense.shape[0]
-    exponent = np.empty((rows, len(trained.models)))
-    at = np.array([heads.workloads.get(name, -1) for name in workloads], dtype=np.int64)
-    offsets = np.concatenate([heads.workload_weights, np.zeros((1, len(trained.models)), np.float32)])
-    for first in range(0, rows, CHUNK):
-        part = np.arange(first, min(first + CHUNK, rows))
-        few = inputs.take(part)
-        score = heads.bias + standardised(few.dense, heads.shift, heads.scale) @ heads.dense_weights
-        sizes = np.diff(few.starts)
-        full = np.flatnonzero(sizes)
-        if full.size:
-            sums = np.add.reduceat(heads.gram_weights[heads.row[few.grams]], few.starts[:-1][full], axis=0)
-            score[full] += sums / np.sqrt(sizes[full])[:, None]
-        score += offsets[at[part]]
-        exponent[part] = heads.slope * score + heads.intercept
-    low, mean, high = (
-        1.0 / (1.0 + np.exp(-np.clip(exponent + sign * heads.doubt, -60.0, 60.0))) for sign in (-1.0, 0.0, 1.0)
-    )
-    return mean, low, high

@@ -10,8 +10,9 @@ assumptions, set down here to be argued with, and rounded to what is known:
 - A grader: strong models agree with people on four verdicts of five (Zheng et al. 2023, "Judging LLM-as-a-judge").
 - A check that failed tells of a real fault (a schema broken, a call of no tool that there is); one that passed tells
   little: the form was right.
-- Two models with the same final answer are seldom both wrong; of two that differ, the one that was passed over is
-  wrong more often than not, and no more is said of it.
+- Two models with the same final answer are seldom both wrong, but whether they are is what an agreement's promise has
+  to find out: believed less than that, so that no promise is its own proof. Of two that differ, the one that was passed
+  over is wrong more often than not, and no more is said of it.
 
 A label that anybody with a key may give is bounded for each key as well, see `shares`.
 """
@@ -28,10 +29,10 @@ ERRORS: dict[str, tuple[float, float]] = {
     USER: (0.15, 0.15),
     GRADER: (0.2, 0.2),
     CHECK: (0.05, 0.42),
-    AGREEMENT: (0.35, 0.1),
+    AGREEMENT: (0.35, 0.28),
 }
 # From this weight on a reply counts as labelled where a promise is made: what only forms and cheap models say of it
-# (a passed check, a disagreement) may train an estimator, and certifies nothing.
+# (a passed check, an agreement, a disagreement) may train an estimator, and certifies nothing.
 SOUND_WEIGHT = 0.3
 # The labels that came with one key weigh at most this part of all labels of their workload, and of all together.
 KEY_SHARE = 0.05

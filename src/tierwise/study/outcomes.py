@@ -21,6 +21,7 @@ from tierwise.core.request import FEATURES_VERSION, Features, Prompt, Turn
 from tierwise.study.files import Opened, opened
 from tierwise.study.holdings import Report, report_of
 from tierwise.study.table import Floats, Inputs, Ints, Table, group_of, inputs_of
+from tierwise.study.trust import Labels
 from tierwise.wire.facts import answer_key
 from tierwise.wire.neutral import ToolUse
 
@@ -35,15 +36,30 @@ _FIGURES = {"quality": 1.0, "weight": 1.0, "cost_usd": 1.0, "output_tokens": 1.0
 def load(paths: Iterable[Path | str], *, prompts_kept: int = PROMPTS_KEPT) -> tuple[Table, Report]:
     """The outcomes in these folders and files, and what is known of them. Ids are those of the files; where there is
     more than one pair, NAME/ID. Raises DataError, naming file, column and row, for what cannot be used."""
-    if isinstance(paths, (str, Path)):
-        paths = (paths,)
-    with opened(paths) as data:
-        models = [str(name) for (name,) in data.database.execute(_MODELS).fetchall()]
-        _keep(data, _limit(data, len(models), prompts_kept))
-        table = _table(data, tuple(models))
+    with opened((paths,) if isinstance(paths, (str, Path)) else paths) as data:
+        table = _loaded(data, prompts_kept)
         return table, report_of(data, table)
 
 
+def load_labelled(paths: Iterable[Path | str], *, prompts_kept: int = PROMPTS_KEPT) -> tuple[Table, Labels]:
+    """The same table, and who said what of its replies, where there are tables of labels. Raises DataError."""
+    with opened((paths,) if isinstance(paths, (str, Path)) else paths) as data:
+        return _loaded(data, prompts_kept), _labels(data)
+
+
+def _loaded(data: Opened, prompts_kept: int) -> Table:
+    models = [str(name) for (name,) in data.database.execute(_MODELS).fetchall()]
+    _keep(data, _limit(data, len(models), prompts_kept))
+    return _table(data, tuple(models))
+
+
+_LABELS = """
+SELECT k.spot, m.number AS model, coalesce(l.key, '') AS key,
+       sum(l.score * coalesce(l.weight, 1.0)) / sum(coalesce(l.weight, 1.0)) AS score,
+       sum(coalesce(l.weight, 1.0)) AS weight
+FROM labels AS l JOIN kept AS k USING (pair, prompt_id) JOIN model_numbers AS m USING (model)
+WHERE l.score IS NOT NULL GROUP BY ALL ORDER BY ALL
+"""
 _MODELS = "SELECT model FROM outcomes WHERE quality IS NOT NULL GROUP BY model ORDER BY model"
 # Prompts of which something can be read, and of which an outcome is known.
 _USABLE = """
@@ -135,6 +151,19 @@ def _table(data: Opened, models: tuple[str, ...]) -> Table:
         hash="",
     )
     return msgspec.structs.replace(table, hash=_hash(table))
+
+
+def _labels(data: Opened) -> Labels:
+    found = data.database.execute(_LABELS).fetchnumpy()
+    keys, key = np.unique(found["key"].astype(str), return_inverse=True)
+    return Labels(
+        keys=tuple(str(each) for each in keys),
+        row=found["spot"].astype(np.int64),
+        column=found["model"].astype(np.int64),
+        key=key.astype(np.int64),
+        score=found["score"].astype(np.float64),
+        weight=found["weight"].astype(np.float64),
+    )
 
 
 def _prompts(data: Opened) -> _Rows:

@@ -42,8 +42,8 @@ def text(found: Bench, made: str = "") -> str:
         ),
     ]
     for each in found.sets:
-        parts += ["### " + each.name, *_of_set(each)]
-    parts += [f"Left out: {each}" for each in found.left_out]
+        parts += ["### " + plain(each.name), *_of_set(each)]
+    parts += [f"Left out: {plain(each)}" for each in found.left_out]
     return "\n\n".join(parts)
 
 
@@ -97,7 +97,7 @@ def described(found: Evaluation) -> str:
     one = found.seeds[0]
     left = f" {found.left_out} prompts that not every model has answered are left out." if found.left_out else ""
     pair = f" Agreement asks {one.rung[0]} and {one.rung[1]} first, chosen from training data." if one.rung else ""
-    return (
+    return plain(
         f"{found.rows:,} prompts, {len(found.models)} models; trained on {one.rows[0]:,}, thresholds from "
         f"{one.rows[1]:,} more, tested on {one.rows[2]:,}. With the first seed the best single model is {one.best}, "
         f"the cheapest {one.cheapest}.{pair}{left}"
@@ -234,7 +234,12 @@ def _saved(each: SetResult) -> Iterator[Target]:
 
 def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = [heads, ["---", *("---:" for _ in heads[1:])], *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return "\n".join(f"| {' | '.join(plain(cell).replace('|', '/') for cell in line)} |" for line in lines)
+
+
+def plain(text: str) -> str:
+    """Names come from elsewhere: none ends a line, or moves a terminal's cursor."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
 def shown(mean: ys.Mean | None, *, share: bool = False) -> str:

@@ -62,11 +62,10 @@ def columns(inputs: Inputs, workloads: Sequence[str], groups: Ints) -> Columns:
     names, counts = np.unique(np.array([*workloads, ""], dtype=object).astype(str), return_counts=True)
     order = np.argsort(-counts, kind="stable")
     often = [str(names[i]) for i in order if names[i] and counts[i] >= WORKLOAD_ROWS][:WORKLOADS]
-    # One workload for all is the constant by another name.
-    told = tuple(sorted(often)) if len(set(workloads)) > 1 else ()
-    owner = np.repeat(np.unique(groups, return_inverse=True)[1], np.diff(inputs.starts))
-    pairs = np.unique(owner.astype(np.int64) * BUCKETS + inputs.grams)
-    seen = np.bincount(pairs % BUCKETS, minlength=BUCKETS)
+    told = tuple(sorted(often))
+    # One prompt of each group: the others have the same grams.
+    one_each = inputs.take(np.unique(groups, return_index=True)[1])
+    seen = np.bincount(one_each.grams, minlength=BUCKETS)
     return Columns(shift, scale, told, np.flatnonzero(seen >= SEEN).astype(np.uint16))
 
 

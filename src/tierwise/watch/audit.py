@@ -16,6 +16,7 @@ from tierwise.core.ports import Story
 from tierwise.core.promise import Promise
 from tierwise.study import labels
 from tierwise.study.intake import Taken, delivered, taken_of
+from tierwise.watch.fresh import Drifting, Skewing
 from tierwise.watch.promises import Observation, Watch, judge, watching
 
 
@@ -35,6 +36,8 @@ class Seen(msgspec.Struct, frozen=True, kw_only=True):
     until_s: int  # stories that began before are done
     watch: Watch = Watch()
     counts: tuple[Count, ...] = ()
+    drifting: Drifting = Drifting()
+    skewing: Skewing = Skewing()
 
 
 class Broken(msgspec.Struct, frozen=True):
@@ -71,7 +74,7 @@ def look(
             observations.append(Observation(promise.name, workload, max(-1.0, min(1.0, loss * share))))
     watch, verdicts = judge(watch, observations)
     broken = tuple(Broken(each.promise, each.workload, each.why) for each in verdicts if each.broken)
-    return Seen(until_s=until_s, watch=watch, counts=tuple(counts.values())), broken
+    return msgspec.structs.replace(seen, until_s=until_s, watch=watch, counts=tuple(counts.values())), broken
 
 
 def _counts(before: Iterable[Count], promises: Iterable[Promise]) -> dict[tuple[str, str], Count]:

@@ -183,7 +183,7 @@ class Books:
 
     def vary(self, scope_line: str, subject: str, amount_nano: int, at_s: int, note: str) -> bool:
         """Post what belongs to no single call (a provider's invoice that differs) on the account of a budget now."""
-        line = next((line for line in self._lines if line.id == scope_line), None)
+        line = self._lines.by_id.get(scope_line)
         if line is None and scope_line.startswith("variance/"):  # of a provider, and nobody's budget
             line = self._variances.setdefault(scope_line, Line(Budget(scope="request"), self._load))
             line.id = scope_line
@@ -338,8 +338,8 @@ class Books:
         if (alive := self._alive(key)) is not None:
             return alive
         line_id, subject, start_s = key
-        lines = (*self._lines, self._caps, *self._credits.values())
-        line = next((line for line in lines if line.id == line_id), None)
+        others = {each.id: each for each in (self._caps, *self._credits.values())}
+        line = self._lines.by_id.get(line_id) or others.get(line_id)
         if line is None:
             line = Line(Budget(scope="request"), self._load)
             line.id = line_id
@@ -348,7 +348,7 @@ class Books:
             if known is not None and known.start_s == start_s:
                 return known
         account = Account(line, subject, start_s, self._load(key) or Counts())
-        if line in self._lines:
+        if line_id in self._lines.by_id:
             account.limit(line.budget.limit_nano)  # today's, and not that of before the restart
         if line.rolling:
             line.older.setdefault(subject, []).append(account)

@@ -15,6 +15,7 @@ class Lines:
 
     def __init__(self, lines: Iterable[Line] = ()) -> None:
         self._all = tuple(lines)
+        self.by_id = {line.id: line for line in self._all}
         self._for_all: list[tuple[int, Line]] = []
         self._for: dict[tuple[str, str], list[tuple[int, Line]]] = {}  # by the first condition on who pays
         for place, line in enumerate(self._all):

@@ -219,41 +219,43 @@ READ_LAST_SEQ = "SELECT max(seq) FROM entry"
 
 # ---------------------------------------------------------------------------------- the audit: rows that should not be
 
+# What accounts say stands below what their entries or holds say, and both are summed by one sort. A join of the two has
+# no index to go by: of 24,000 sessions it took half a minute, at every start.
+#
 # Accounts whose entries do not sum up to what they say. A grant raises the limit and is not spent. Missing may be those
 # of single requests, and those of windows that ended long ago; a lifetime, a credit and a variance begin below zero.
 WRONG_POSTED = """
-SELECT line, subject, start_s, coalesce(a.posted_nano, 0), coalesce(e.sum, 0)
-FROM account a FULL JOIN (
-    SELECT line, subject, start_s, sum(amount_nano) AS sum, max(at_s) AS last_s FROM entry WHERE kind != 'grant'
-    GROUP BY line, subject, start_s
-) e USING (line, subject, start_s)
-WHERE coalesce(a.posted_nano, 0) != coalesce(e.sum, 0)
-  AND NOT (a.posted_nano IS NULL AND (
+SELECT line, subject, start_s, posted, entered FROM (
+    SELECT line, subject, start_s, sum(posted) AS posted, sum(entered) AS entered, max(there) AS there,
+           max(at_s) AS last_s
+    FROM (
+        SELECT line, subject, start_s, posted_nano AS posted, 0 AS entered, 1 AS there, 0 AS at_s FROM account
+        UNION ALL SELECT line, subject, start_s, 0, amount_nano, 0, at_s FROM entry WHERE kind != 'grant'
+    ) GROUP BY line, subject, start_s
+) WHERE posted != entered
+  AND NOT (there = 0 AND (
     line = 'cap/request' OR substr(line, 1, 8) = 'request['
-    OR (start_s > 0 AND start_s < (SELECT pruned_s FROM state) AND e.last_s < (SELECT pruned_s FROM state))
+    OR (start_s > 0 AND start_s < (SELECT pruned_s FROM state) AND last_s < (SELECT pruned_s FROM state))
   ))
 """
 WRONG_CREDIT = """
-SELECT line, subject, start_s, coalesce(a.limit_nano, 0), coalesce(e.sum, 0)
-FROM (SELECT * FROM account WHERE line >= 'credit/' AND line < 'credit0') a FULL JOIN (
-    SELECT line, subject, start_s, sum(amount_nano) AS sum FROM entry WHERE kind = 'grant'
-    GROUP BY line, subject, start_s
-) e USING (line, subject, start_s)
-WHERE coalesce(a.limit_nano, 0) != min(coalesce(e.sum, 0), 9223372036854775807)
+SELECT line, subject, start_s, sum(credit), sum(granted) FROM (
+    SELECT line, subject, start_s, coalesce(limit_nano, 0) AS credit, 0 AS granted FROM account
+    WHERE line >= 'credit/' AND line < 'credit0'
+    UNION ALL SELECT line, subject, start_s, 0, amount_nano FROM entry WHERE kind = 'grant'
+) GROUP BY line, subject, start_s HAVING sum(credit) != sum(granted)
 """
 # Accounts whose open holds do not sum up to what they say is held.
 WRONG_PENDING = """
-SELECT line, subject, start_s, coalesce(a.pending_nano, 0), coalesce(h.sum, 0), coalesce(a.open, 0),
-       coalesce(h.count, 0), coalesce(a.tokens_pending, 0), coalesce(h.tokens, 0)
-FROM (SELECT * FROM account WHERE open != 0 OR pending_nano != 0 OR tokens_pending != 0) a FULL JOIN (
-    SELECT j.value ->> 0 AS line, j.value ->> 1 AS subject, j.value ->> 2 AS start_s,
-           sum(hold.amount_nano) AS sum, count(*) AS count, sum(hold.tokens) AS tokens
+SELECT line, subject, start_s, sum(pending), sum(held), sum(open), sum(holds), sum(tokens_pending), sum(tokens) FROM (
+    SELECT line, subject, start_s, pending_nano AS pending, 0 AS held, open, 0 AS holds, tokens_pending, 0 AS tokens
+    FROM account WHERE open != 0 OR pending_nano != 0 OR tokens_pending != 0
+    UNION ALL
+    SELECT j.value ->> 0, j.value ->> 1, j.value ->> 2, 0, hold.amount_nano, 0, 1, 0, hold.tokens
     FROM hold, json_each(hold.accounts) j
     WHERE hold.closed_s = 0 AND j.value ->> 0 != 'cap/request' AND substr(j.value ->> 0, 1, 8) != 'request['
-    GROUP BY 1, 2, 3
-) h USING (line, subject, start_s)
-WHERE (coalesce(a.pending_nano, 0), coalesce(a.open, 0), coalesce(a.tokens_pending, 0))
-    != (coalesce(h.sum, 0), coalesce(h.count, 0), coalesce(h.tokens, 0))
+) GROUP BY line, subject, start_s
+HAVING (sum(pending), sum(open), sum(tokens_pending)) != (sum(held), sum(holds), sum(tokens))
 """
 ABOVE_LIMIT = """
 SELECT line, subject, start_s, posted_nano + pending_nano - bound_nano - overage_nano FROM account

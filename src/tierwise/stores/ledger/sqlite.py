@@ -28,7 +28,7 @@ from tierwise.stores.ledger.copies import backup_to, entries_after
 from tierwise.stores.ledger.file import LEDGER, RESERVE_BYTES, Lock, Reserve, counts_of, hold_of, open_reader
 from tierwise.stores.ledger.rows import Entry, HoldRow
 from tierwise.stores.ledger.traffic import Traffic
-from tierwise.stores.ledger.windows import NEVER_S
+from tierwise.stores.ledger.windows import DAY_S, NEVER_S
 from tierwise.stores.ledger.writer import Writer
 from tierwise.stores.sqlite_file import explained
 
@@ -95,6 +95,14 @@ class SqliteLedger(GroupCommits):
         rows = [hold_of(row) for row in decode(sql.READ_OPEN_HOLDS, (NEVER_S, AT_HAND))]
         prepaid = [(line.partition("/")[2], subject) for line, subject in decode(sql.READ_PREPAID)]
         self.books.forgotten_s = self._writer.state.pruned_s
+        behind_s = self.books.forgotten_s - super()._now_s()
+        if behind_s > 0:  # budgets that are never new again would be found out by those who are refused
+            log.error(
+                "ledger: %s: the clock is %.1f days behind what was let go of: it was set back, or was wrong before; "
+                "until it is there again no budget begins anew. Set it right, or put a backup from before in its place",
+                self.path,
+                behind_s / DAY_S,
+            )
         self._next.accounts = known
         self.books.restore(rows, prepaid, known, decode(sql.COUNT_OPEN_HOLDS).get)
         self._next.accounts = {}
