@@ -287,7 +287,6 @@ def test_a_workload_that_loses_is_not_carried_by_another() -> None:
     assert {each.workload: each.status for each in promise.segments} == {
         "good": "certified",
         "bad": "uncertified",
-        "": "uncertified",
     }
 
 

@@ -10,10 +10,11 @@ import pytest
 from support.learned import trained
 from support.worlds import BIG, MID, RIVAL, TINY, after, called, catalogue, codes, episode, failed, replied, said
 
+from tierwise.core.check_policy import check
 from tierwise.core.decide import decide
 from tierwise.core.episode import Answer, Episode, Serve
 from tierwise.core.estimate import BuiltIn, Estimator
-from tierwise.core.policy import Accept, Best, Cascade, Plan, Policy
+from tierwise.core.policy import Accept, Best, Cascade, Keep, Plan, Policy, Screen
 from tierwise.core.promise import Promise, Segment, problems, ruling
 from tierwise.core.snapshot import Snapshot, build, dump, load
 
@@ -291,9 +292,28 @@ def test_a_promise_on_some_workloads_says_nothing_of_another() -> None:
         ({"n": 0}, {}, "figures do not say so"),
         ({"workloads": ("b", "a")}, {}, "not ascending"),
         ({}, {"alpha": 2.0}, "between 0 and 1"),
+        ({}, {"reference": "a\x1b[31m"}, "can be printed"),
         ({}, {"similarity": 9.0}, "similarity"),
     ],
 )
 def test_what_no_calibration_can_have_made_says_why(changes: dict[str, Any], more: dict[str, Any], told: str) -> None:
     assert problems(promise(segment())) == [] == problems(PAIR)
     assert told in " ".join(problems(promise(segment(**changes), **more)))
+
+
+def test_a_promise_behind_another_plan_of_a_rung_is_refused() -> None:
+    """The rung itself was certified, and not what a screen or a rule makes of it."""
+    plans: dict[str, Plan] = {
+        "climb": Cascade(("screened", "frontier"), Accept(agreement=2)),
+        "screened": Keep(keep=Screen(), then="thrifty"),
+        "thrifty": Best(("local", "fast"), promise="q"),
+    }
+    policy = Policy(name="default", start="climb", plans=plans)
+    (problem,) = check(policy, catalogue())
+    assert problem.where == "plans.climb.cascade[0]"
+    assert "'thrifty' itself as the rung" in problem.what
+    plain = msgspec.structs.replace(
+        policy, plans={**plans, "climb": Cascade(("thrifty", "frontier"), Accept(agreement=2))}
+    )
+    del plain.plans["screened"]
+    assert check(plain, catalogue()) == ()

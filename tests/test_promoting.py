@@ -22,7 +22,7 @@ from tierwise.cli import main as cli
 from tierwise.config.learned import Learned, strangers
 from tierwise.core.errors import ConfigError
 from tierwise.core.learned import Trained
-from tierwise.core.policy import Best
+from tierwise.core.policy import Accept, Best, Cascade
 from tierwise.core.promise import Promise, Segment
 from tierwise.core.snapshot import load
 from tierwise.stores.memory import MemoryLedger
@@ -154,6 +154,15 @@ def test_a_promise_that_nobody_calibrated_does_not_serve(tmp_path: Path, changes
     snapshot, notes = learned.taught(world({}), grams=False)
     assert snapshot.promises["q"] == sound
     assert "number 2 does not serve" in notes[0]
+
+
+def test_a_full_disk_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    learned = Learned(tmp_path)
+    learned.write(lambda before: before)
+    monkeypatch.setattr("os.fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    with pytest.raises(ConfigError, match="No space left"):
+        learned.write(lambda before: before)
+    assert [path.name for path in learned.folder.iterdir()] == ["000001.json"]
 
 
 def test_going_back_from_nothing_says_so(tmp_path: Path) -> None:
@@ -328,3 +337,15 @@ def test_a_promise_that_gets_lost_is_named() -> None:
     found = asyncio.run(difference(before, after, [episode(before)], lambda: (MemoryLedger(()), MemoryLedger(()))))
     assert [each.promise for each in found.promises_lost] == ["q"]
     assert found.moves == ((TINY.id, BIG.id, 1),)
+
+
+def test_a_cascade_that_ends_in_another_model_than_the_reference_is_refused() -> None:
+    estimator = trained({BIG.id: (3.0, 0.0), TINY.id: (3.0, 0.0)})
+    made = msgspec.structs.replace(promise(estimator.id), kind="choice")
+    for last, refused in (("frontier", False), (BIG.id, False), ("fast", True)):
+        snapshot = world({
+            "climb": Cascade(("thrifty", last), Accept(check=("complete",))),
+            "thrifty": Best(("local",), promise="q"),
+        })  # fmt: skip
+        found = strangers(estimator, (made,), snapshot)
+        assert any("does not lead there" in each for each in found) == refused, found

@@ -79,7 +79,8 @@ def show(value: Any, as_json: bool = False) -> None:
 
 
 def stop(message: str, code: int) -> NoReturn:
-    print(f"tierwise: {message}", file=sys.stderr)
+    shown = "".join(letter if letter.isprintable() or letter == "\n" else "?" for letter in message)
+    print(f"tierwise: {shown}", file=sys.stderr)
     sys.exit(code)
 
 

@@ -170,7 +170,7 @@ def history(config: ConfigOption = None, state: StateOption = None, json: JsonOp
         table.add_column(column, overflow="fold")
     for each in states:
         at = time.strftime("%Y-%m-%d %H:%M", time.gmtime(each.at_s))
-        promises = ", ".join(f"{one.name} ({_standing(one)})" for one in each.promises)
+        promises = ", ".join(f"{clean(one.name)} ({_standing(one)})" for one in each.promises)
         row = (str(each.serial), at, each.estimator or "built in", promises or "none", clean(each.note))
         table.add_row(*map(escape, row))
     show_table(table)

@@ -142,6 +142,8 @@ def calibrate(
         )
     except ValueError as error:
         stop(str(error), WRONG)
+    except OSError as error:
+        stop(f"{home.artefacts} cannot be written: {error.strerror or error}", NO)
     target = out or home.folder / f"{name}.promise.json"
     target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     written(target, msgspec.json.format(msgspec.json.encode(promise), indent=1))

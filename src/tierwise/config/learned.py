@@ -10,14 +10,16 @@ from __future__ import annotations
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import msgspec
 
+from tierwise.core.check_policy import reachable
 from tierwise.core.errors import ConfigError, Problem, TierwiseError
 from tierwise.core.estimate import BuiltIn, Estimator
 from tierwise.core.learned import Trained
+from tierwise.core.policy import Best, Cascade, references
 from tierwise.core.promise import Promise, problems
 from tierwise.core.snapshot import Snapshot, build
 
@@ -193,12 +195,34 @@ def strangers(estimator: Estimator, promises: tuple[Promise, ...], snapshot: Sna
         found += [
             f"promise {promise.name} names {name}, which the catalogue lacks" for name in sorted(names - set(known))
         ]
+        found += _misled(promise, snapshot)
     return found
+
+
+def _misled(promise: Promise, snapshot: Snapshot) -> Iterator[str]:
+    """Cascades that climb from this promise to somebody else than its reference: what they lose nobody certified."""
+    for policy in snapshot.policies.values():
+        for name, plan in policy.plans.items():
+            if not isinstance(plan, Cascade):
+                continue
+            rungs = [policy.plans.get(each) for each in plan.cascade[:-1]]
+            if not any(isinstance(rung, Best) and rung.promise == promise.name for rung in rungs):
+                continue
+            last = plan.cascade[-1]
+            ends = {last} | {
+                each for plan_name in reachable(policy, last) for _, each in references(policy.plans[plan_name])
+            }
+            model = snapshot.catalogue.models.get(promise.reference)
+            if model is not None and not ends & {model.id, model.tier}:
+                yield (
+                    f"promise {promise.name} is against {model.id}, and the cascade {name!r} ends in {last!r}, which "
+                    "does not lead there"
+                )
 
 
 def unsound(promises: Iterable[Promise]) -> list[str]:
     """Which of these no calibration can have made, and why, each a sentence."""
-    return [f"promise {promise.name}: {what}" for promise in promises for what in problems(promise)]
+    return [f"promise {ascii(promise.name)[1:-1]}: {what}" for promise in promises for what in problems(promise)]
 
 
 def _withdrawn(promise: Promise, workload: str, why: str, at_s: int | None = None) -> Promise:
@@ -244,10 +268,14 @@ def written(path: Path, data: bytes) -> None:
 
 def _durable(folder: Path, data: bytes) -> str:
     handle, made = tempfile.mkstemp(dir=folder)
-    with os.fdopen(handle, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError:
+        os.unlink(made)  # a full disk is not to be fuller
+        raise
     return made
 
 

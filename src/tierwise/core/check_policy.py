@@ -38,6 +38,7 @@ def check(policy: Policy, catalogue: Catalogue) -> tuple[Problem, ...]:
         where = f"plans.{name}"
         found += _references(where, plan, policy, catalogue)
         found += _values(where, plan, policy, catalogue)
+        found += _promises(where, plan, policy)
     if policy.start in policy.plans:
         found += _cycles(policy)
         reached = reachable(policy, policy.start)
@@ -95,6 +96,20 @@ def _references(where: str, plan: Plan, policy: Policy, catalogue: Catalogue) ->
         else:
             what = "model or tier" if only else "plan, tier or model"
             yield Problem(at, f"no {what} is named {name!r}", nearest=_nearest(name, known))
+
+
+def _promises(where: str, plan: Plan, policy: Policy) -> Iterator[Problem]:
+    """What was certified is a rung's own choice of models; behind another plan it would be something else."""
+    if not isinstance(plan, Cascade):
+        return
+    for i, name in enumerate(plan.cascade[:-1]):
+        if isinstance(policy.plans.get(name), Best):
+            continue
+        for reached in sorted(reachable(policy, name)):
+            rung = policy.plans[reached]
+            if isinstance(rung, Best) and rung.promise:
+                what = f"the rung leads to {reached!r}, which keeps a promise; name {reached!r} itself as the rung"
+                yield Problem(f"{where}.cascade[{i}]", what)
 
 
 def _values(where: str, plan: Plan, policy: Policy, catalogue: Catalogue) -> Iterator[Problem]:

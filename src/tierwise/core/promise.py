@@ -75,6 +75,8 @@ class Promise(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 def problems(promise: Promise) -> list[str]:
     """Why this is no promise that a calibration has made, each a sentence; empty when it may be one."""
     found = []
+    if not promise.name or not all(each.isprintable() for each in (promise.name, promise.reference)):
+        found.append("its name and its reference must be words that can be printed")
     if not (0.0 < promise.alpha < 1.0 and 0.0 < promise.delta < 1.0 and 0.0 <= promise.similarity <= 1.0):
         found.append("alpha and delta must lie between 0 and 1, and the similarity at 0 to 1")
     if len({each.workload for each in promise.segments}) != len(promise.segments):

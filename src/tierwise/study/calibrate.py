@@ -190,7 +190,7 @@ def _parts(table: Table, reference: str, seen: Ints, seed: int) -> tuple[Ints, I
 
 
 def _segments(table: Table, rows: Ints, asked: _Asked, by_workload: bool) -> Iterator[tuple[str, Ints]]:
-    """Workloads with enough rows of their own, then all others together as ""."""
+    """Workloads with enough rows of their own, then all others together as "", if there are any."""
     least = needed(0.0, TYPICAL_VARIANCE, asked.alpha, asked.delta, low=-1.0, high=1.0)
     names = np.array([table.workloads[i] for i in rows], dtype=object)
     rest = np.ones(rows.size, dtype=bool)
@@ -199,7 +199,8 @@ def _segments(table: Table, rows: Ints, asked: _Asked, by_workload: bool) -> Ite
         if workload and mine.sum() >= least:
             rest &= ~mine
             yield workload, rows[mine]
-    yield "", rows[rest]
+    if rest.any() or not rows.size:
+        yield "", rows[rest]
 
 
 def _told_apart(table: Table, rows: Ints) -> tuple[str, ...]:
