@@ -25,7 +25,7 @@ CONSTANT = 10.0
 SEEN = 2  # a gram that one group of prompts alone contains says nothing about another
 LEAST_SCALE = 0.1  # of a feature that hardly ever differs: one in a thousand must not weigh thirty times its neighbours
 WORKLOAD_ROWS, WORKLOADS = 5, 1_000  # a workload with fewer rows than this, or beyond these, is no workload of its own
-TOLERANCE, STEPS = 1e-5, 300
+TOLERANCE, STEPS = 1e-5, 150
 
 
 class Columns(msgspec.Struct, frozen=True):
@@ -112,9 +112,7 @@ def solve(matrix: Any, values: Floats, weights: Floats, penalty: Floats) -> Floa
     algorithm 9.1). A weight of zero leaves its row out.
     """
     across = matrix.T.tocsr()
-    squares = across.copy()
-    squares.data **= 2
-    diagonal = squares @ weights + penalty
+    diagonal = across.power(2) @ weights + penalty
     found = np.zeros((matrix.shape[1], values.shape[1]))
     residual = across @ (weights * values)
     wanted = TOLERANCE * np.linalg.norm(residual, axis=0)
