@@ -85,7 +85,7 @@ class Learned:
             raise _unusable(self.folder, f"has no state {serial}; {told}") from None
         except OSError as error:
             raise _unusable(path, f"cannot be read ({error.strerror})") from None
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise _unusable(
                 path, f"is no promoted state ({error}); `tierwise rollback` goes back to one before it"
             ) from None

@@ -104,7 +104,7 @@ class Watching:
             return msgspec.json.decode(self.path.read_bytes(), type=Seen)
         except FileNotFoundError:
             return None
-        except (OSError, msgspec.DecodeError) as error:
+        except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
             # The bets begin again: it takes longer to find out, and nothing that is broken is believed for it.
             _log.error("%s cannot be read (%s); promises are watched from now on", self.path, error)
             return None

@@ -262,6 +262,9 @@ def _strange(table: Table, found: Targets, named: Columns, settings: Settings, b
     gains of workloads best that were left out whole (least squares, within 0..1)."""
     if not named.workloads:
         return 1.0
+    if len(table.ids) > MANY:  # one number needs no more
+        some = np.random.default_rng(0).permutation(len(table.ids))[:MANY]
+        table, found = table.take(some), found.take(some)
     names, at = np.unique(np.array(table.workloads, dtype=object).astype(str), return_inverse=True)
     if names.size < 2 or len(table.models) < 2:
         return STRANGER
