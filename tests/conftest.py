@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -29,3 +32,27 @@ def own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in list(os.environ):
         if name.startswith(FOREIGN_PREFIXES) or name.endswith(FOREIGN_SUFFIXES):
             monkeypatch.delenv(name)
+
+
+@pytest.fixture
+def command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str, str]]:
+    """A command in this process: (exit code, what it told, what it complained of)."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TIERWISE_LOCAL_URL", "off")
+
+    from tierwise.cli import main as cli
+
+    def run_it(*words: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["tierwise", *words])
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as ended:
+            code = int(ended.code or 0)
+        told = capsys.readouterr()
+        assert "Traceback" not in told.err + told.out
+        return code, told.out, told.err
+
+    return run_it

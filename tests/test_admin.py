@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shlex
-import sys
 import time
 import urllib.error
 import urllib.request
@@ -15,11 +14,11 @@ from typing import Any
 import pytest
 
 from tests.support.callers import OPENAI
+from tests.support.commands import Command
 from tests.support.gateway import ADA, KEYS, Gateway, Heard, world
 from tests.support.management import MUTANTS, asked, opened, violations
 from tests.support.upstream import FakeUpstream
 from tests.test_cli import serving
-from tierwise.cli import main as cli
 
 ROOT = {"name": "root", "secret": "env:BOB_KEY", "admin": True}
 
@@ -242,29 +241,6 @@ async def test_programs_can_do_something(tmp_path: Path) -> None:
 
 
 # ------------------------------------------------------------------------------------------------ commands
-
-
-Command = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
-    """A command in this process: (exit code, what it told, what it complained of)."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("TIERWISE_LOCAL_URL", "off")
-
-    def run_it(*words: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["tierwise", *words])
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as ended:
-            code = int(ended.code or 0)
-        told = capsys.readouterr()
-        assert "Traceback" not in told.err + told.out
-        return code, told.out, told.err
-
-    return run_it
 
 
 def test_commands_and_a_running_gateway(tmp_path: Path, command: Command) -> None:

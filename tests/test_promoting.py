@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-import sys
 import threading
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +13,10 @@ import pytest
 from support.learned import trained
 from support.worlds import BIG, TINY, world
 
+from tests.support.commands import Command
 from tests.support.gateway import CHEAP, DEAR, Gateway
 from tests.support.gateway import world as served
 from tests.support.upstream import FakeUpstream
-from tierwise.cli import main as cli
 from tierwise.config.learned import Learned, strangers
 from tierwise.core.errors import ConfigError
 from tierwise.core.learned import Trained
@@ -30,8 +28,6 @@ from tierwise.study import artefact
 from tierwise.study.fit import FitReport, Fitted, identified
 from tierwise.study.plan import difference
 from tierwise.study.settings import USUAL
-
-Command = Callable[..., tuple[int, str, str]]
 
 
 def promise(estimator: str, name: str = "q", *models: str, reference: str = BIG.id, **more: Any) -> Promise:
@@ -232,25 +228,6 @@ async def test_a_reload_of_the_configuration_keeps_what_was_promoted(tmp_path: P
 
 
 # ------------------------------------------------------------------------------------------------ commands
-
-
-@pytest.fixture
-def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("TIERWISE_LOCAL_URL", "off")
-
-    def run_it(*words: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["tierwise", *words])
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as ended:
-            code = int(ended.code or 0)
-        told = capsys.readouterr()
-        assert "Traceback" not in told.err + told.out
-        return code, told.out, told.err
-
-    return run_it
 
 
 def test_promote_history_and_rollback(command: Command, tmp_path: Path) -> None:

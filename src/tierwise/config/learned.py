@@ -125,14 +125,17 @@ class Learned:
                 key = (past.name, past.made_s, past.data_hash)
                 for segment in past.segments:
                     if key in found and segment.status == "withdrawn":
-                        found[key] = _withdrawn(found[key], segment.workload, segment.why, segment.since_s)
+                        found[key] = found[key].withdrawn(segment.workload, segment.why, segment.since_s or 0)
         return tuple(found.values())
 
     def withdraw(self, promise: str, workload: str, why: str) -> State:
         """The safe plan for this segment from now on. Another call for the same segment changes nothing."""
 
         def without(state: State) -> State:
-            found = tuple(_withdrawn(each, workload, why) if each.name == promise else each for each in state.promises)
+            now_s = int(time.time())
+            found = tuple(
+                each.withdrawn(workload, why, now_s) if each.name == promise else each for each in state.promises
+            )
             return msgspec.structs.replace(state, promises=found, note=f"promise {promise} withdrawn: {why}")
 
         return self.write(without)
@@ -223,17 +226,6 @@ def _misled(promise: Promise, snapshot: Snapshot) -> Iterator[str]:
 def unsound(promises: Iterable[Promise]) -> list[str]:
     """Which of these no calibration can have made, and why, each a sentence."""
     return [f"promise {ascii(promise.name)[1:-1]}: {what}" for promise in promises for what in problems(promise)]
-
-
-def _withdrawn(promise: Promise, workload: str, why: str, at_s: int | None = None) -> Promise:
-    since_s = int(time.time()) if at_s is None else at_s
-    segments = tuple(
-        msgspec.structs.replace(each, status="withdrawn", why=why, since_s=since_s)
-        if each.workload == workload and each.status == "certified"
-        else each
-        for each in promise.segments
-    )
-    return msgspec.structs.replace(promise, segments=segments)
 
 
 def _name(serial: int) -> str:

@@ -61,6 +61,16 @@ class Promise(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     segments: tuple[Segment, ...]
     similarity: float = 0.6  # of an agreement, the least at which replies say the same, as in `Accept`
 
+    def withdrawn(self, workload: str, why: str, at_s: int) -> Promise:
+        """The same without this certified segment; itself where there is none to withdraw."""
+        segments = tuple(
+            msgspec.structs.replace(each, status="withdrawn", why=why, since_s=at_s)
+            if each.workload == workload and each.status == "certified"
+            else each
+            for each in self.segments
+        )
+        return self if segments == self.segments else msgspec.structs.replace(self, segments=segments)
+
     def segment(self, workload: str) -> Segment | None:
         """The one that a request of this workload falls under; None where nothing was tested for it."""
         rest = None

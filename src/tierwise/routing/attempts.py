@@ -18,14 +18,15 @@ import msgspec
 
 from tierwise.core.attempt import HELPER_CHARACTERS, HELPER_TOKENS
 from tierwise.core.budget import UNKNOWN_NANO, Charge, Denial, Hold
-from tierwise.core.catalogue import Model
-from tierwise.core.episode import Call, Episode, Failed, Serve
+from tierwise.core.catalogue import Model, Provider
+from tierwise.core.episode import Call, Episode, Failed, Replied, Serve
 from tierwise.core.money import Service, Usage
-from tierwise.core.ports import Departure, Ledger, UpstreamError
+from tierwise.core.ports import Departure, Ledger, Outgoing, UpstreamError
 from tierwise.core.shadow import exploring
 from tierwise.core.snapshot import Snapshot
 from tierwise.core.weigh import billed_model, charged_nano
 from tierwise.routing.tokens import count
+from tierwise.wire.contract import Reply, Sent
 
 if TYPE_CHECKING:
     from tierwise.routing.books import Books
@@ -291,6 +292,36 @@ def failed_event(attempt: Attempt, error: UpstreamError, after_ms: int) -> Faile
         cost_nano=attempt.failed(error),
         helper=not isinstance(attempt.call.about, Serve),
         message=error.message[:500],
+    )
+
+
+def replied_event(
+    attempt: Attempt, reply: Reply, usage: Usage, paid: Paid, *, after_ms: int, latency_ms: int
+) -> Replied:
+    """The event of a whole reply that was paid."""
+    return Replied(
+        at=attempt.call.at,
+        model=attempt.call.model,
+        after_ms=after_ms,
+        usage=usage,
+        cost_nano=paid.cost_nano,
+        served=reply.served,
+        billed=paid.billed,
+        latency_ms=latency_ms,
+        facts=reply.facts,
+    )
+
+
+def outgoing_of(attempt: Attempt, provider: Provider, sent: Sent, *, stream: bool) -> Outgoing:
+    """What is sent for this attempt, which then knows when its first byte has left."""
+    return Outgoing(
+        provider=provider,
+        path=sent.path,
+        body=sent.body,
+        stream=stream,
+        deadlines=provider.deadlines,
+        headers=sent.headers,
+        departure=attempt.departure,
     )
 
 

@@ -35,10 +35,10 @@ from tierwise.core.episode import (
 )
 from tierwise.core.errors import Closed, RequestError, Unknown
 from tierwise.core.policy import Cascade
-from tierwise.core.ports import Feedback, Incoming, Journal, Ledger, Outgoing, Record, Upstream, UpstreamError
+from tierwise.core.ports import Feedback, Incoming, Journal, Ledger, Record, Upstream, UpstreamError
 from tierwise.core.request import Hints, Payer, Request
 from tierwise.core.snapshot import Snapshot, dump
-from tierwise.routing.attempts import Attempt, counted, failed_event, is_told, since_ms
+from tierwise.routing.attempts import Attempt, counted, failed_event, is_told, outgoing_of, replied_event, since_ms
 from tierwise.routing.books import Books
 from tierwise.routing.door import open_episode
 from tierwise.routing.health import Health
@@ -268,15 +268,7 @@ class Router:
         provider = trace.snapshot.catalogue.providers[model.provider]
         live = trace.request.stream and call.final and isinstance(call.about, Serve)
         sent = self._write(trace, call, model, provider, live, replies)
-        outgoing = Outgoing(
-            provider=provider,
-            path=sent.path,
-            body=sent.body,
-            stream=live,
-            deadlines=provider.deadlines,
-            headers=sent.headers,
-            departure=attempt.departure,
-        )
+        outgoing = outgoing_of(attempt, provider, sent, stream=live)
         began = time.monotonic()
         trace.routed = model.id if isinstance(call.about, Serve) else trace.routed
         try:
@@ -340,17 +332,7 @@ class Router:
         match call.about:
             case Serve():
                 replies[len(trace.episode.events)] = reply
-                return Replied(
-                    at=call.at,
-                    model=call.model,
-                    after_ms=after_ms,
-                    usage=usage,
-                    cost_nano=paid.cost_nano,
-                    served=reply.served,
-                    billed=paid.billed,
-                    latency_ms=since_ms(began),
-                    facts=reply.facts,
-                )
+                return replied_event(attempt, reply, usage, paid, after_ms=after_ms, latency_ms=since_ms(began))
             case Ask() as about:
                 answer = read_answer(reply.text, about.answers)
                 if answer:

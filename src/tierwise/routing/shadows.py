@@ -22,7 +22,7 @@ from tierwise.core.episode import Answer, Call, Decision, Failed, Grade, Replied
 from tierwise.core.errors import TierwiseError
 from tierwise.core.ports import Ledger, Outgoing, Upstream, UpstreamError
 from tierwise.core.shadow import alone, explores
-from tierwise.routing.attempts import Attempt, counted, failed_event, is_told, since_ms
+from tierwise.routing.attempts import Attempt, counted, failed_event, is_told, outgoing_of, replied_event, since_ms
 from tierwise.routing.helpers import question, read_score
 from tierwise.wire.contract import Garbled, Reply, Sent, Shape
 
@@ -159,15 +159,7 @@ class _Story:
                 return None
             try:
                 sent = self._written(call, attempt, shown)
-                outgoing = Outgoing(
-                    provider=provider,
-                    path=sent.path,
-                    body=sent.body,
-                    stream=False,
-                    deadlines=provider.deadlines,
-                    headers=sent.headers,
-                    departure=attempt.departure,
-                )
+                outgoing = outgoing_of(attempt, provider, sent, stream=False)
                 body = await self._shadows.send(outgoing)
                 attempt.dispatched = True
                 reply = self._read(body, wire.wire_of(provider, sent.path), graded=isinstance(call.about, Grade))
@@ -198,17 +190,7 @@ class _Story:
                 cost_nano=paid.cost_nano,
             )
             return told, None
-        replied = Replied(
-            at=call.at,
-            model=call.model,
-            after_ms=after_ms,
-            usage=usage,
-            cost_nano=paid.cost_nano,
-            served=reply.served,
-            billed=paid.billed,
-            latency_ms=since_ms(began),
-            facts=reply.facts,
-        )
+        replied = replied_event(attempt, reply, usage, paid, after_ms=after_ms, latency_ms=since_ms(began))
         return replied, reply
 
     def _written(self, call: Call, attempt: Attempt, shown: str) -> Sent:

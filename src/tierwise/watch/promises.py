@@ -18,7 +18,7 @@ from collections.abc import Iterable
 import msgspec
 import numpy as np
 
-from tierwise.core.promise import Promise, Segment
+from tierwise.core.promise import Promise
 from tierwise.study.bounds import STAKES, Floats, spread
 
 DELTA = 0.05  # the chance, for each segment and for ever, of withdrawing a promise that holds
@@ -95,16 +95,10 @@ def judge(watch: Watch, observations: Iterable[Observation]) -> tuple[Watch, tup
 
 def withdrawn(promise: Promise, verdicts: Iterable[Verdict], at_s: int) -> Promise:
     """The promise without the segments that were found broken; the same when there are none."""
-    broken = {each.workload: each.why for each in verdicts if each.broken and each.promise == promise.name}
-
-    def after(segment: Segment) -> Segment:
-        if segment.status != "certified" or segment.workload not in broken:
-            return segment
-        why = broken[segment.workload]
-        return msgspec.structs.replace(segment, status="withdrawn", since_s=at_s, why=why)
-
-    segments = tuple(after(each) for each in promise.segments)
-    return promise if segments == promise.segments else msgspec.structs.replace(promise, segments=segments)
+    for each in verdicts:
+        if each.broken and each.promise == promise.name:
+            promise = promise.withdrawn(each.workload, each.why, at_s)
+    return promise
 
 
 def _begun(promise: Promise, workload: str) -> Bet:
