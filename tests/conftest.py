@@ -1,8 +1,10 @@
-"""What every test may rely on: no key, proxy or setting of the machine it runs on, and no stopwatch on a property."""
+"""What every test may rely on: no key, proxy, setting or ignored signal of whoever runs it, and no stopwatch on a
+property."""
 
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +14,11 @@ from hypothesis import HealthCheck, settings
 
 # Before anybody imports NumPy: on processors that are shared its threads mostly wait for each other.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+# Whoever starts the tests in the background may have them ignore Control-C (a shell without job control does), and what
+# they start would inherit that; commands are interrupted here. Handlers, unlike ignored signals, end with an `exec`.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Timings are benchmarks, never assertions: a slow machine must not fail a law. TIERWISE_EXAMPLES=2000 looks harder.
 settings.register_profile(
