@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,7 +16,7 @@ from tests.support.ledgers import a_hold
 from tests.support.powercut import Disk
 from tierwise.config.runtime import Runtime
 from tierwise.core.errors import Unavailable
-from tierwise.core.keys import Credit, Grant, Variance
+from tierwise.core.keys import Book, Credit, Grant, Limits, Variance
 from tierwise.core.request import Hints, Payer
 from tierwise.stores.ledger.sqlite import SqliteLedger
 from tierwise.stores.memory import MemoryLedger
@@ -44,6 +46,29 @@ async def test_many_credits_are_few_commits(tmp_path: Path) -> None:
         (balance,) = ledger.balances(Payer(user="ada"), Hints())
         assert balance.limit_nano == 30 * 10**9
     await ledger.close()
+    registry.close()
+
+
+async def test_what_a_caller_did_who_then_left_is_served_by_the_next_look(tmp_path: Path) -> None:
+    registry = SqliteRegistry(tmp_path / "registry.sqlite")
+    runtime = running(registry, MemoryLedger())
+    begun, go_on = threading.Event(), threading.Event()
+
+    def slowly(book: Book) -> None:
+        begun.set()
+        go_on.wait(20)
+        registry.create(Grant(payer=Payer(key="new"), limits=Limits(limit_nano=5)), 1)
+
+    leaving = asyncio.create_task(runtime.manage(slowly))
+    await asyncio.to_thread(begun.wait, 20)
+    leaving.cancel()
+    await asyncio.gather(leaving, return_exceptions=True)
+    assert not runtime.grants()
+    go_on.set()
+    async with asyncio.timeout(20):
+        while not runtime.grants():
+            await runtime.refresh()
+    assert list(runtime.grants()) == ["new"] and [budget.limit_nano for budget in runtime.budgets()] == [5]
     registry.close()
 
 

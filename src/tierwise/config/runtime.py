@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import msgspec
 
@@ -32,6 +32,16 @@ LOOK_S = 1.0  # between two looks at the registry; a revoked key is refused afte
 POSTED_AT_ONCE = 500
 
 
+class Made(NamedTuple):
+    """What a registry and a file come to. With 100,000 keys it takes a second or two, so it is made off the event loop,
+    and put in force on it."""
+
+    book: Book
+    setup: Setup
+    budgets: tuple[Budget, ...]
+    keyring: Keyring
+
+
 class Runtime:
     """One per application, from its opening to its close."""
 
@@ -40,7 +50,7 @@ class Runtime:
         self.setup = setup
         self.learned = Learned(setup.state_dir)
         self.watching = Watching(Learned(setup.state_dir))
-        self.book = registry.read()
+        self.book = self._newest = registry.read()  # the one that is served, and the one that was read last
         self._budgets = self.budgets()
         self._posted: set[Credit | Variance] = set()  # those that the ledger has
         self._waiting = bool(self.book.credits or self.book.variances)  # some are not in the ledger yet
@@ -49,29 +59,18 @@ class Runtime:
         self._app: App | None = None
 
     def budgets(self) -> tuple[Budget, ...]:
-        """Those of the file and its keys, those set at runtime, and the limits of the registry's keys."""
-        limits = (each for key in self.keys() for each in key_budgets(key.grant.name, key.grant.limits))
-        return merged((*self.setup.budgets, *self.book.budgets, *limits))
+        return _budgets(self.book, self.setup)
 
     def keys(self) -> tuple[Issued, ...]:
         """The registry's keys, whatever their state, but for those whose name is in the file."""
-        named = {key.name for key in self.setup.keys}
-        return tuple(key for key in self.book.keys if key.grant.name not in named)
+        return _keys(self.book, self.setup)
 
     def grants(self) -> dict[str, Grant]:
         """Every key by its name, also those of the file."""
         return {key.grant.name: key.grant for key in self.book.keys} | {key.name: key.grant for key in self.setup.keys}
 
     def keyring(self) -> Keyring:
-        pepper = self.registry.pepper
-        known = [Known(digest_of(pepper, key.secret.reveal()), identity_of(key.grant)) for key in self.setup.keys]
-        live = {key.grant.name: key.grant for key in self.keys() if key.revoked_s is None}
-        for secret in self.book.secrets:
-            if (grant := live.get(secret.key)) is not None:
-                ends = [each for each in (secret.until_s, grant.expires_s) if each is not None]
-                known.append(Known(secret.hash, identity_of(grant), min(ends, default=None)))
-        # A key that was revoked closes the door behind it: without it nobody is anybody again.
-        return Keyring(known, pepper=pepper, open=not self.setup.keys and not self.book.keys)
+        return _keyring(self.book, self.setup, self.registry.pepper)
 
     # -------------------------------------------------------------------------------------------- a running one
 
@@ -81,17 +80,22 @@ class Runtime:
         self._tell(app)
 
     def adopt(self, setup: Setup) -> None:
-        """Another file, or what was just read: all of it in one step of the event loop."""
+        """Another file: all of it in one step of the event loop."""
+        self._serve(self._made(self.book, setup))
+
+    def _made(self, book: Book, setup: Setup) -> Made:
+        return Made(book, setup, _budgets(book, setup), _keyring(book, setup, self.registry.pepper))
+
+    def _serve(self, made: Made) -> None:
         app = self._app
         if app is None:
             raise RuntimeError("attach an application first")
-        self.setup = setup
-        budgets = self.budgets()
-        if budgets != self._budgets:
-            self._budgets = budgets
-            app.router.ledger.reload(budgets)
+        self.book, self.setup = made.book, made.setup
+        if made.budgets != self._budgets:
+            self._budgets = made.budgets
+            app.router.ledger.reload(made.budgets)
             self._tell(app)
-        app.keys = self.keyring()
+        app.keys = made.keyring
 
     def _tell(self, app: App) -> None:
         """What the doors need to know of the budgets without asking the ledger."""
@@ -103,7 +107,8 @@ class Runtime:
         now is told in the log, and the next look tries again."""
         async with self._turn:
             if await asyncio.to_thread(self.registry.changed):
-                self._take(await asyncio.to_thread(self.registry.read))
+                self._newest = await asyncio.to_thread(self.registry.read)
+            await self._take()
             if self._waiting:
                 await self._post()
             if await asyncio.to_thread(self.learned.changed):
@@ -122,29 +127,34 @@ class Runtime:
 
     async def manage(self, work: Callable[[Book], T]) -> T:
         """Do something with the registry as it is now, alone, and serve what it changed before this returns."""
-        seen: list[Book] = []
 
         def alone() -> T:
-            seen.append(self.registry.read())
+            self._newest = self.registry.read()
             try:
-                return work(seen[0])
+                return work(self._newest)
             finally:
                 if self.registry.changed():
-                    seen.append(self.registry.read())
+                    self._newest = self.registry.read()
 
         async with self._turn:
             try:
                 return await asyncio.to_thread(alone)
-            finally:
-                if seen and seen[-1] != self.book:
-                    self._take(seen[-1])
+            finally:  # of a caller who has gone meanwhile, the next look serves what was read
+                await self._take()
                 if self._waiting:  # a secret is told once: that something has to wait is no error then
                     await self._post()
 
-    def _take(self, book: Book) -> None:
-        self.book = book
-        self._waiting = bool(self._fresh())
-        self.adopt(self.setup)
+    async def _take(self) -> None:
+        """Serve what was read last."""
+        while self._newest is not self.book:
+            newest, setup = self._newest, self.setup
+            if await asyncio.to_thread(newest.__eq__, self.book):
+                self.book = newest
+                continue
+            made = await asyncio.to_thread(self._made, newest, setup)
+            if self.setup is setup:  # else the file has changed meanwhile
+                self._serve(made)
+                self._waiting = bool(self._fresh())
 
     def _fresh(self) -> list[Credit | Variance]:
         every: tuple[Credit | Variance, ...] = (*self.book.credits, *self.book.variances)
@@ -210,3 +220,25 @@ class Runtime:
 
     def close(self) -> None:
         self.registry.close()
+
+
+def _budgets(book: Book, setup: Setup) -> tuple[Budget, ...]:
+    """Those of the file and its keys, those set at runtime, and the limits of the registry's keys."""
+    limits = (each for key in _keys(book, setup) for each in key_budgets(key.grant.name, key.grant.limits))
+    return merged((*setup.budgets, *book.budgets, *limits))
+
+
+def _keys(book: Book, setup: Setup) -> tuple[Issued, ...]:
+    named = {key.name for key in setup.keys}
+    return tuple(key for key in book.keys if key.grant.name not in named)
+
+
+def _keyring(book: Book, setup: Setup, pepper: bytes) -> Keyring:
+    known = [Known(digest_of(pepper, key.secret.reveal()), identity_of(key.grant)) for key in setup.keys]
+    live = {key.grant.name: key.grant for key in _keys(book, setup) if key.revoked_s is None}
+    for secret in book.secrets:
+        if (grant := live.get(secret.key)) is not None:
+            ends = [each for each in (secret.until_s, grant.expires_s) if each is not None]
+            known.append(Known(secret.hash, identity_of(grant), min(ends, default=None)))
+    # A key that was revoked closes the door behind it: without it nobody is anybody again.
+    return Keyring(known, pepper=pepper, open=not setup.keys and not book.keys)

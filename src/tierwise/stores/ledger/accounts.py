@@ -133,6 +133,7 @@ class Line:
         self, budget: Budget, load: Load = lambda key: None, *, credit: bool = False, live: Live = lambda key: None
     ) -> None:
         self.budget = budget
+        self.place = 0  # among all lines
         self.load = load
         self.live = live
         self.credit = credit

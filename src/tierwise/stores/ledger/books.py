@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 import msgspec
 
 from tierwise.core.budget import Budget, Charge, Denial, Hold, Scope
-from tierwise.core.keys import budget_id, merged
+from tierwise.core.keys import merged
 from tierwise.core.money import MAX_NANO
 from tierwise.core.request import Hints, Payer
 from tierwise.stores.ledger.accounts import RECENT_KEPT, Account, Counts, Key, Line, Load, Standing
@@ -264,17 +264,14 @@ class Books:
     def reload(self, budgets: tuple[Budget, ...]) -> None:
         """Other budgets from now on. One with the scope, match and window of an old one takes over its accounts; the
         accounts of the others are let go when their open holds have settled. Nothing that is held is given back."""
-        old = {line.id: line for line in self._lines}
-        lines = []
-        for budget in merged(budgets):
-            line = old.pop(budget_id(budget), None)
-            if line is None:
-                line = Line(budget, self._load, live=self._alive)
-                self._adopt(line)
-            else:
-                self._dirty |= {account.key: account for account in line.change(budget)}
-            lines.append(line)
-        self._lines = Lines(lines)
+
+        def new(budget: Budget) -> Line:
+            line = Line(budget, self._load, live=self._alive)
+            self._adopt(line)
+            return line
+
+        for line, budget in self._lines.change(budgets, new):
+            self._dirty |= {account.key: account for account in line.change(budget)}
         self.revision += 1
 
     def restore(

@@ -2,28 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from operator import attrgetter
+from typing import NamedTuple
 
+from tierwise.core.budget import Budget
+from tierwise.core.keys import budget_id, merged
 from tierwise.core.request import Payer
 from tierwise.stores.ledger.accounts import Line
 
 _FIELDS = ("key", "user", "team", "organisation")
 
 
+class Change(NamedTuple):
+    """Between two lists of budgets, whose beginnings and ends are mostly the same: what stands between."""
+
+    start: int
+    stop: int  # in the old list
+    budgets: tuple[Budget, ...]  # in the place of what stood there
+
+
 class Lines:
     """In the order of the configuration, everywhere."""
 
     def __init__(self, lines: Iterable[Line] = ()) -> None:
-        self._all = tuple(lines)
-        self.by_id = {line.id: line for line in self._all}
-        self._for_all: list[tuple[int, Line]] = []
-        self._for: dict[tuple[str, str], list[tuple[int, Line]]] = {}  # by the first condition on who pays
-        for place, line in enumerate(self._all):
-            named = next((pair for pair in line.budget.match if pair[0] in _FIELDS), None)
-            if named is None:
-                self._for_all.append((place, line))
-            else:
-                self._for.setdefault(named, []).append((place, line))
+        self._all: list[Line] = []
+        self.by_id: dict[str, Line] = {}
+        self._for_all: list[Line] = []
+        self._for: dict[tuple[str, str], list[Line]] = {}  # by the first condition on who pays
+        self._put(0, 0, list(lines))
 
     def __iter__(self) -> Iterator[Line]:
         return iter(self._all)
@@ -34,6 +41,67 @@ class Lines:
             return self._all
         who = [("key", key) for key in dict.fromkeys((payer.key, *payer.within))]
         who += [("user", payer.user), ("team", payer.team), ("organisation", payer.organisation)]
-        found = [*self._for_all, *(pair for each in who for pair in self._for.get(each, ()))]
-        found.sort(key=lambda pair: pair[0])
-        return [line for _, line in found]
+        found = [*self._for_all, *(line for each in who for line in self._for.get(each, ()))]
+        found.sort(key=_place)
+        return found
+
+    def change(self, budgets: tuple[Budget, ...], new: Callable[[Budget], Line]) -> list[tuple[Line, Budget]]:
+        """These budgets from now on; lines are kept by their id, and `new` makes the others. Returns the kept lines
+        whose budget is another now, which they have still to be told.
+
+        With a limit on each of 100,000 keys, one key more must not hold up the requests of all others: what stands
+        between the same beginning and the same end is looked at, the rest only compared."""
+        start, stop, others = self._between(budgets)
+        old = {line.id: line for line in self._all[start:stop]}
+        lines: list[Line] = []
+        kept: list[tuple[Line, Budget]] = []
+        for budget in others:
+            line = old.get(budget_id(budget))
+            if line is None:
+                line = new(budget)
+            elif line.budget != budget:
+                kept.append((line, budget))
+            lines.append(line)
+        self._put(start, stop, lines)
+        return kept
+
+    def _between(self, budgets: tuple[Budget, ...]) -> Change:
+        """Where `budgets` differ from those of now; all of them when one stands there twice."""
+        now = [line.budget for line in self._all]
+        most = min(len(now), len(budgets))
+        start = next((at for at in range(most) if now[at] != budgets[at]), most)
+        end = next((at for at in range(most - start) if now[-1 - at] != budgets[-1 - at]), most - start)
+        others = budgets[start : len(budgets) - end]
+        ids = {budget_id(budget) for budget in others}
+        around = ids & self.by_id.keys() - {line.id for line in self._all[start : len(now) - end]}
+        if around or len(ids) < len(others):
+            return Change(0, len(now), merged(budgets))
+        return Change(start, len(now) - end, others)
+
+    def _put(self, start: int, stop: int, lines: list[Line]) -> None:
+        """`lines` in the place of those from `start` to `stop`."""
+        for line in self._all[start:stop]:
+            del self.by_id[line.id]
+            if (pair := _named(line)) is None:
+                self._for_all.remove(line)
+            else:
+                self._for[pair].remove(line)
+                if not self._for[pair]:
+                    del self._for[pair]
+        for line in lines:
+            self.by_id[line.id] = line
+            if (pair := _named(line)) is None:
+                self._for_all.append(line)
+            else:
+                self._for.setdefault(pair, []).append(line)
+        self._all[start:stop] = lines
+        for place in range(start, len(self._all) if len(lines) != stop - start else start + len(lines)):
+            self._all[place].place = place
+        self._for_all.sort(key=_place)
+
+
+def _named(line: Line) -> tuple[str, str] | None:
+    return next((pair for pair in line.budget.match if pair[0] in _FIELDS), None)
+
+
+_place = attrgetter("place")
