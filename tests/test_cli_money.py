@@ -283,6 +283,11 @@ def test_amounts_and_places_as_people_read_them(tmp_path: Path, run: Run, monkey
     )
     least = ("budget", "set", "--scope", "user", "--limit-usd", "0.00001", "--reserve-usd", "0.000000001", "--soft")
     assert run(*least)[1] == "user[]/lifetime: 0.00001 USD, reserve 0.000000001 USD, soft\n"
+    looser = run("budget", "set", "--scope", "user", "--limit-usd", "3", "--calls", "9", "--window", "day")[1]
+    assert looser == (
+        "user[]/day: 3 USD a day, calls 9; the configuration file or the key is tighter, so what holds is 2.5 USD a "
+        "day, calls 9\n"
+    )
     run("budget", "set", "--scope", "user", "--limit-usd", "3", "--window", "day")
     add = ("credit", "add", "--scope", "user", "--subject", "ada", "--id", "c", "--amount-usd")
     assert run(*add, "-0.00002")[1] == "-0.00002 USD for user ada, as c\n"

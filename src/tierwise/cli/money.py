@@ -168,7 +168,11 @@ def set_budget(
     body = converted(asked, BudgetBody, "budget")
     with _desk(config, state) as desk:
         shown = desk.set_budget(body)
-    _done(shown, json, f"{shown['id']}: {_limits(shown)}")
+    held = {**shown, **shown.get("in_force", {})}
+    tighter = (
+        f"; the configuration file or the key is tighter, so what holds is {_limits(held)}" if held != shown else ""
+    )
+    _done(shown, json, f"{shown['id']}: {_limits(shown)}{tighter}")
 
 
 @budget_app.command("remove")

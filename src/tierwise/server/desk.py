@@ -141,12 +141,23 @@ class Desk:
         return [_shown_budget(each, source) for source, each in (*mine, *limits)]
 
     def set_budget(self, body: BudgetBody) -> dict[str, Any]:
-        """In place of the one with the same scope, match and window, if it was set at runtime."""
+        """In place of the one with the same scope, match and window, if it was set at runtime. `in_force` says what
+        holds instead where the file or the key's own limits are tighter."""
         budget = _budget(body)
         self._check_match(budget)
         self._must_govern(budget)
         self.registry.set_budget(budget)
-        return _shown_budget(budget, "runtime")
+        told = _shown_budget(budget, "runtime")
+        held = _shown_budget(self._in_force(budget), "runtime")
+        tighter = {name: held.get(name) for name in told.keys() | held.keys() if told.get(name) != held.get(name)}
+        return {**told, "in_force": tighter} if tighter else told
+
+    def _in_force(self, budget: Budget) -> Budget:
+        """What comes of it with the same budget in the file and with what its key has as its limits."""
+        id = keys.budget_id(budget)
+        of_keys = (each for key in self.book.keys for each in keys.key_budgets(key.grant.name, key.grant.limits))
+        filed = (each for each in self.file_budgets if keys.budget_id(each) == id)
+        return keys.merged((*filed, budget, *(each for each in of_keys if keys.budget_id(each) == id)))[0]
 
     def remove_budget(self, id: str) -> None:
         found = next((each for each in self.book.budgets if keys.budget_id(each) == id), None)
