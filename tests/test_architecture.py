@@ -124,11 +124,11 @@ def test_every_room_depends_downward() -> None:
 
 
 def test_only_config_names_a_concrete_backend() -> None:
-    """Nothing outside `providers` and `stores` names what is in them, except the two files that choose."""
+    """Nothing outside `providers` and `stores` names what is in them, except the files that choose."""
     naming = {
         shown(path) for path in sources() for to, _ in imported_rooms(path) if to in BACKENDS and to != room_of(path)
     }
-    rooms = ("__init__", "opened", "setup")
+    rooms = ("__init__", "opened", "setup", "state")
     assert naming <= {f"src/tierwise/{NAMES_BACKENDS}/{each}.py" for each in rooms}
 
 

@@ -13,7 +13,7 @@ import typer.main
 
 from tests.support.served import Served, simulated
 from tierwise.cli import main as cli
-from tierwise.config import load, opened, schema
+from tierwise.config import load, schema, state
 from tierwise.core.episode import REFUSALS
 from tierwise.core.errors import BadRequest
 from tierwise.core.money import usd_text
@@ -238,4 +238,4 @@ def test_figures_of_the_balanced_preset() -> None:
 
 
 def test_the_name_of_the_journal() -> None:
-    assert opened.JOURNAL_FILE in words_of("operations.md")
+    assert state.JOURNAL_FILE in words_of("operations.md")

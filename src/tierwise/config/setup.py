@@ -15,6 +15,7 @@ from tierwise.config.parts import KeySpec, Problems
 from tierwise.config.read import read
 from tierwise.config.schema import ConfigFile, JournalSettings, ModelEntry, PriceEntry, ProviderEntry, ServerSettings
 from tierwise.config.secrets import Secret, Secrets, resolve_secret
+from tierwise.config.state import has_keys
 from tierwise.core.budget import Budget
 from tierwise.core.catalogue import Catalogue, Model, Provider
 from tierwise.core.errors import ConfigError
@@ -74,8 +75,6 @@ async def load(
     `names_only`: for work that calls nobody and lets nobody in, and may be done where the secrets are not. None is
     looked up, so none can be missing; what comes of it must not be served.
     """
-    from tierwise.config.opened import has_keys
-
     located = read_file(path) if path is not None else Located({}, {})
     source = str(path) if path is not None else "the environment"
     base = path.parent if path is not None else Path()
