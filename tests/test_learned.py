@@ -71,19 +71,19 @@ def test_two_long_texts_share_the_grams_of_what_they_share() -> None:
 
 
 def test_the_work_is_linear_in_the_text_and_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """By the bytes that are looked up, not by the clock: each once, of the first CHARACTERS."""
+    """By the bytes that are weighed, not by the clock: each once, of the first CHARACTERS, and the one before them."""
     read: list[int] = []
 
     class Counted:
-        def __getitem__(self, codes: Any) -> Any:
-            read.append(codes.size)
-            return kinds[codes]
+        def __getitem__(self, part: slice) -> Any:
+            read.append(part.stop)
+            return powers[part]
 
-    kinds = module._KINDS
-    monkeypatch.setattr(module, "_KINDS", Counted())
+    powers = module._POWERS
+    monkeypatch.setattr(module, "_POWERS", Counted())
     for size in (1_000, 2_000, 4_000, 1_000_000):
         grams("ab " * (size // 3) + "x" * (size % 3))
-    assert read == [1_000, 2_000, 4_000, CHARACTERS]
+    assert read == [1_001, 2_001, 4_001, CHARACTERS + 1]
 
 
 # ------------------------------------------------------------------------------------------------ what serves
@@ -137,6 +137,15 @@ def test_an_unknown_workload_and_unknown_words_add_nothing() -> None:
     assert served.scores(asked, "") == served.scores(msgspec.structs.replace(asked, grams=b""), "")
 
 
+def test_an_answer_that_is_kept_is_only_for_the_same_request_and_workload() -> None:
+    trained = made(workloads=("desk",))
+    one, other = (Features(input_tokens=n, input_bound_tokens=n) for n in (10, 9_000))
+    asked = [(one, "desk"), (one, "desk"), (one, "other"), (other, "other"), (one, "desk"), (other, "desk")]
+    known = Heads(trained)
+    assert [known.scores(*each) for each in asked] == [Heads(trained).scores(*each) for each in asked]
+    assert len({known.scores(*each)[trained.models[0]].mid for each in asked}) == 4
+
+
 def test_no_feature_counts_without_end() -> None:
     served = Heads(made())
     far, farther = (features("a", input_tokens=10**n) for n in (9, 12))
@@ -149,6 +158,17 @@ def test_a_model_whose_replies_nobody_counted_has_no_length() -> None:
     weights[:, 1] = 0.0
     found = Heads(msgspec.structs.replace(trained, tokens=weights.tobytes())).scores(features("Hi"), "")
     assert found["a"].output_tokens and found["b"].output_tokens is None
+
+
+@pytest.mark.parametrize(
+    ("constant", "tokens"), [(-5.0, 1), (0.0, 1), (0.5, 1), (1.0, 2), (16.0, 8_886_110), (40.0, 8_886_110)]
+)
+def test_a_length_is_at_least_one_and_no_more_than_can_be(constant: float, tokens: int) -> None:
+    trained = made()
+    weights = np.zeros_like(np.frombuffer(trained.tokens, "<f4").reshape(-1, 2))
+    weights[-1] = constant or 1e-9  # a column of zeros is a model that nobody counted
+    found = Heads(msgspec.structs.replace(trained, tokens=weights.tobytes())).scores(features("Hi"), "")
+    assert found[trained.models[0]].output_tokens == tokens
 
 
 def test_what_training_has_not_seen_is_reasoned() -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import math
 import re
+from collections.abc import Set
 
 import msgspec
 
@@ -67,8 +68,10 @@ def extract(prompt: Prompt, keywords: tuple[str, ...] = (), *, with_grams: bool 
     text = _read(prompt.turns)
     folded, system = text.last.casefold(), _system(text.system)
     own = words(folded)
-    seen = tasks.read(prompt, text.last, own, text.counts, system.orders, words(text.before.casefold()))
-    template = templates.find(system.triggers | templates.triggers(own), system.folded, folded)
+    spoken = _WATCHED.intersection(own)
+    before = words(text.before.casefold())
+    seen = tasks.read(prompt, text.last, own, spoken, text.counts, system.orders, before)
+    template = templates.find(system.triggers | templates.triggers(spoken), system.folded, folded)
     system_text = _whole(prompt.turns, "system")
     return Features(
         input_tokens=_tokens(prompt, text),
@@ -90,7 +93,7 @@ def extract(prompt: Prompt, keywords: tuple[str, ...] = (), *, with_grams: bool 
         languages=tuple(dict.fromkeys((*scripts(text.counts), *seen.languages)))[:3],
         depth=seen.depth,
         constraints=seen.constraints,
-        wanted_tokens=_wanted_tokens(folded),
+        wanted_tokens=_wanted_tokens(folded, spoken),
         ambiguity=seen.ambiguity,
         complexity=_complexity(prompt, seen, text.last_tokens),
         task=template.task if template and not prompt.forced_tool else seen.task,
@@ -112,7 +115,7 @@ class _System(msgspec.Struct, frozen=True):
 
     folded: str
     triggers: frozenset[str]
-    orders: tuple[int, ...]
+    orders: tuple[tuple[int, int], ...]
     tokens: float
 
 
@@ -170,15 +173,18 @@ def _length(turns: tuple[Turn, ...], role: str) -> int:
 # "5,000 words", "800-word": the unit is looked for first, for a pattern that begins with a digit tries every character.
 _LENGTH = re.compile(r"(?<![\d.,])(\d{1,3}[.,]\d{3}|\d{2,5})[ -](?:words?\b|wörter|worte\b|mots\b|palabras\b|parole\b)")
 _UNITS = ("word", "wörter", "worte", "mots", "palabras", "parole")
+_UNIT_WORDS = frozenset((*_UNITS, "words"))
+_WATCHED = templates.TRIGGERS | tasks.CHOICES | _UNIT_WORDS  # words without which there is nothing to look for
 _AROUND = (9, 10)  # characters before a unit and from it on that the pattern needs, one more at each end
 TOKENS_PER_WORD = 1.4
 
 
-def _wanted_tokens(folded: str) -> int:
+def _wanted_tokens(folded: str, spoken: Set[str]) -> int:
     """Of "write 5,000 words": the highest number of words that is named. A text of that length may be meant as material
     as well; then it is in the prompt, and longer than the number."""
     most = 0
-    for unit in _UNITS:
+    # Beyond ASCII other signs end a word than `words` knows.
+    for unit in _UNIT_WORDS & spoken if folded.isascii() else _UNITS:
         at = folded.find(unit, 3)
         while at >= 0:
             if folded[at - 2].isdigit():

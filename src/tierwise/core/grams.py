@@ -18,15 +18,19 @@ KEPT = 384
 CHARACTERS = 8_192
 
 _SPACE, _WORD, _MARK = 0, 1, 2
-_KINDS = np.array(
-    [_WORD if code >= 128 or chr(code).isalnum() else _MARK if 32 < code < 127 else _SPACE for code in range(256)],
-    dtype=np.uint8,
+_KINDS = bytes(
+    _WORD if code >= 128 or chr(code).isalnum() else _MARK if 32 < code < 127 else _SPACE for code in range(256)
 )
 # A polynomial hash of a token is a difference of two prefix sums, divided by the power that its place has put on it.
 # The base is odd, so it has an inverse modulo 2^64.
 _BASE = 0x9E3779B97F4A7C15
 _MOST_BYTES = CHARACTERS * 4
-_BIGRAM = np.uint64(0xD6E8FEB86659FD93)
+# Constants are arrays of no dimension: numpy takes them at half the price of its scalars.
+_IS_WORD = np.array(_WORD, dtype=np.uint8)
+_BIGRAM, _FIRST, _SECOND = (
+    np.array(factor, dtype=np.uint64) for factor in (0xD6E8FEB86659FD93, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
+)
+_THIRTY, _TWENTY_SEVEN, _THIRTY_ONE = (np.array(bits, dtype=np.uint64) for bits in (30, 27, 31))
 _Number = TypeVar("_Number", np.uint16, np.uint64)
 
 
@@ -37,35 +41,39 @@ def _powers(base: int) -> NDArray[np.uint64]:
         )
 
 
-_POWERS, _INVERSES = _powers(_BASE), _powers(pow(_BASE, -1, 1 << 64))
+_POWERS, _INVERSES = _powers(_BASE), _powers(pow(_BASE, -1, 1 << 64))[1:]
 
 
 def grams(folded: str) -> bytes:
     """The grams of a casefolded text: their numbers, ascending, two bytes each, little endian; at most KEPT of them.
-    Linear in the text, of which the first CHARACTERS are read. White space does not matter."""
-    data = folded[:CHARACTERS].encode("utf-8", "replace")
-    codes = np.frombuffer(data, dtype=np.uint8)
-    if not codes.size:
+    Linear in the text, of which the first CHARACTERS are read. White space does not matter.
+
+    What numpy does here costs mostly its calls, some thirty of them a text, so they are few, and write in place."""
+    data = b"\0%b\0" % folded[:CHARACTERS].encode("utf-8", "replace")  # a space at each end, so that no end is special
+    kinds = np.frombuffer(data.translate(_KINDS), np.uint8)
+    # A token begins (ends) where a byte stands above what is before (after) it: a word above all but a word, a mark
+    # above everything.
+    beside = kinds & _IS_WORD
+    starts = (kinds[1:] > beside[:-1]).nonzero()[0]  # the byte before a token
+    count = starts.size
+    if not count:
         return b""
-    kinds = _KINDS[codes]
-    is_word = kinds == _WORD
-    begins = kinds == _MARK
-    ends = begins.copy()
-    begins[0] |= is_word[0]
-    begins[1:] |= is_word[1:] & ~is_word[:-1]
-    ends[-1] |= is_word[-1]
-    ends[:-1] |= is_word[:-1] & ~is_word[1:]
-    starts, stops = np.flatnonzero(begins), np.flatnonzero(ends) + 1
-    if not starts.size:
-        return b""
-    sums = np.zeros(codes.size + 1, dtype=np.uint64)
-    np.cumsum(codes * _POWERS[: codes.size], out=sums[1:])
-    words = (sums[stops] - sums[starts]) * _INVERSES[starts] + (stops - starts).astype(np.uint64)
-    hashes = _mixed(np.concatenate((words, words[:-1] * _BIGRAM + words[1:])))
+    stops = (kinds[:-1] > beside[1:]).nonzero()[0]  # its last byte
+    codes = np.frombuffer(data, np.uint8, len(data) - 1)
+    sums = codes * _POWERS[: codes.size]
+    np.add.accumulate(sums, out=sums)
+    hashes = np.empty(2 * count - 1, dtype=np.uint64)
+    words, pairs = hashes[:count], hashes[count:]
+    np.subtract(sums[stops], sums[starts], out=words)
+    words *= _INVERSES[starts]
+    words += (stops - starts).astype(np.uint64)
+    np.multiply(words[:-1], _BIGRAM, out=pairs)
+    pairs += words[1:]
+    _mix(hashes)
     if hashes.size > KEPT:
         hashes = _distinct(hashes)[:KEPT]
     # The lowest bits: the highest decide which are kept, and would all be zeros.
-    return _distinct((hashes & np.uint64(BUCKETS - 1)).astype("<u2")).tobytes()
+    return _distinct(hashes.astype("<u2")).tobytes()
 
 
 def numbers(kept: bytes) -> NDArray[np.uint16]:
@@ -74,18 +82,19 @@ def numbers(kept: bytes) -> NDArray[np.uint16]:
 
 
 def _distinct(values: NDArray[_Number]) -> NDArray[_Number]:
-    """Ascending, each once: what np.unique gives, at a tenth of its price for so few."""
+    """Ascending, each once: what np.unique gives, at a tenth of its price for so few. Sorts in place."""
     values.sort()
-    kept = np.ones(values.size, dtype=bool)
+    kept = np.empty(values.size, dtype=bool)
+    kept[0] = True
     np.not_equal(values[1:], values[:-1], out=kept[1:])
     return values[kept]
 
 
-def _mixed(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
+def _mix(values: NDArray[np.uint64]) -> None:
     """In place. Every bit of the result depends on every bit of the value (SplitMix64's finaliser, Steele 2014)."""
-    values ^= values >> np.uint64(30)
-    values *= np.uint64(0xBF58476D1CE4E5B9)
-    values ^= values >> np.uint64(27)
-    values *= np.uint64(0x94D049BB133111EB)
-    values ^= values >> np.uint64(31)
-    return values
+    shifted = values >> _THIRTY
+    values ^= shifted
+    values *= _FIRST
+    values ^= np.right_shift(values, _TWENTY_SEVEN, out=shifted)
+    values *= _SECOND
+    values ^= np.right_shift(values, _THIRTY_ONE, out=shifted)

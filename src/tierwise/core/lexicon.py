@@ -8,6 +8,7 @@ reasoned from what such words mean, not trained. Casefolded, with and without ac
 from __future__ import annotations
 
 import functools
+import struct
 
 import msgspec
 
@@ -180,13 +181,23 @@ STEM_ROWS: tuple[tuple[str, int, str], ...] = (
 )
 
 Cue = tuple[tuple[int, int], ...]  # (index in SLOTS, weight)
+ORDER = 6  # the least weight of an order; what is lighter is a noun that may stand anywhere
 GUESSED_LETTERS = 5  # shorter words have too many honest neighbours to guess at
+LONGEST_GUESS = 16
 
 
 class Lexicon(msgspec.Struct, frozen=True):
+    """The tables. Three of them hold cues packed into one number, so that `sum` and `map` add up what many words say:
+    a third of the time that it takes to go through them one by one."""
+
     words: dict[str, Cue]  # one word, or two with a space between
-    firsts: frozenset[str]  # the first words of the neighbours
+    pairs: frozenset[tuple[str, str]]  # the neighbours among them
+    aims: dict[str, int]  # the tasks that a word names
+    orders: dict[str, int]  # those of them that it orders
+    marks: dict[str, int]  # what else it tells
     typos: dict[str, Cue]  # words that name something, and what is left of them after one slip
+    heads: frozenset[str]  # first and second halves of the typos, by which `guess` sees early that a word is none
+    tails: frozenset[str]
     parts: tuple[tuple[str, Cue], ...]  # of scripts without spaces
     stems: tuple[tuple[str, Cue], ...]  # of scripts with many endings
 
@@ -207,6 +218,31 @@ def _slips(word: str) -> set[str]:
     return {word, *found}
 
 
+# Sixteen bits a slot, the languages' lowest: a sum over all rows of the tables stays below.
+_PACKED = struct.Struct(f">{len(SLOTS)}H")
+MOST = (1 << 16) - 1
+LANGUAGE_BITS = (1 << 16 * len(LANGUAGES)) - 1
+
+
+def shift(slot: int) -> int:
+    return 16 * (len(SLOTS) - 1 - slot)
+
+
+def unpacked(number: int) -> list[int]:
+    """The weights by slot of a sum of packed cues."""
+    return list(_PACKED.unpack(number.to_bytes(_PACKED.size)))
+
+
+def _packed(words: dict[str, Cue], *, tasks: bool, least: int = 1) -> dict[str, int]:
+    """The cues of tasks, or those of all else, of at least this weight."""
+    found: dict[str, int] = {}
+    for word, cue in words.items():
+        for slot, weight in cue:
+            if (slot < len(TASKS)) == tasks and weight >= least:
+                found[word] = found.get(word, 0) + (weight << shift(slot))
+    return found
+
+
 @functools.cache
 def lexicon() -> Lexicon:
     """The tables, made once, at the first request."""
@@ -218,19 +254,46 @@ def lexicon() -> Lexicon:
             for slip in _slips(word):
                 if slip == word or slip not in words:
                     typos.setdefault(slip, cue)
-    firsts = frozenset(word.split()[0] for word in words if " " in word)
-    return Lexicon(words, firsts, typos, tuple(_gather(WIDE_ROWS).items()), tuple(_gather(STEM_ROWS).items()))
+    return Lexicon(
+        words=words,
+        pairs=frozenset((first, second) for first, _, second in (word.partition(" ") for word in words) if second),
+        aims=_packed(words, tasks=True),
+        orders=_packed(words, tasks=True, least=ORDER),
+        marks=_packed(words, tasks=False),
+        typos=typos,
+        heads=frozenset(slip[: (len(slip) + 1) // 2] for slip in typos if len(slip) >= GUESSED_LETTERS),
+        tails=frozenset(slip[(len(slip) - 1) // 2 :] for slip in typos if len(slip) >= GUESSED_LETTERS),
+        parts=tuple(_gather(WIDE_ROWS).items()),
+        stems=tuple(_gather(STEM_ROWS).items()),
+    )
 
 
-def guess(word: str, typos: dict[str, Cue]) -> Cue | None:
+def suspects(words: list[str], known: Lexicon) -> list[str]:
+    """Those of the words that are unknown and may be a slip: all that `guess` knows, and some more.
+
+    A letter too many is in one half of a word and leaves the other as it was, and most words share no half."""
+    table, heads, tails = known.words, known.heads, known.tails
+    return [
+        word
+        for word in words
+        if word not in table
+        and GUESSED_LETTERS <= len(word) <= LONGEST_GUESS
+        and (word[(half := len(word) // 2) :] in tails or word[:half] in heads)
+    ]
+
+
+def guess(word: str, known: Lexicon) -> Cue | None:
     """The cue that an unknown word of five letters or more was probably meant to be.
 
     Taking a letter out of both the word and the table's word meets every single slip: one missing, one too many, one
     replaced, two swapped. Words of five letters are too close to each other for the last step.
     """
-    if (cue := typos.get(word)) is not None or len(word) <= GUESSED_LETTERS:
+    typos, letters = known.typos, len(word)
+    if (cue := typos.get(word)) is not None or letters <= GUESSED_LETTERS:
         return cue
-    for i in range(len(word)):
+    half = letters // 2
+    first, last = word[half:] in known.tails, word[:half] in known.heads
+    for i in range(0 if first else half, letters if last else half):
         if (cue := typos.get(word[:i] + word[i + 1 :])) is not None:
             return cue
     return None

@@ -7,6 +7,8 @@ there. Every entry was seen in public source code of the software named in the c
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import msgspec
 
 from tierwise.core.request import Task
@@ -77,12 +79,12 @@ _BY_TRIGGER: dict[str, tuple[Template, ...]] = {
     for trigger in dict.fromkeys(each.trigger for each in TEMPLATES)
 }
 
-_TRIGGERS = frozenset(_BY_TRIGGER)
+TRIGGERS = frozenset(_BY_TRIGGER)
 
 
-def triggers(words: list[str]) -> frozenset[str]:
+def triggers(words: Iterable[str]) -> frozenset[str]:
     """Those of the words without which no template can be there."""
-    return _TRIGGERS.intersection(words)
+    return TRIGGERS.intersection(words)
 
 
 def find(present: frozenset[str], *texts: str) -> Template | None:

@@ -26,18 +26,22 @@ def _table(classes: Iterable[tuple[Iterable[int], str]], other: str = "\0") -> b
 
 _SYMBOLS = b"{}();=<>[]_\\|&`"
 _PUNCTUATION = bytes([*range(33, 48), *range(58, 65), *range(91, 97), *range(123, 127)])
-# What a byte is: small letter, capital, digit, line end, blank, bullet, symbol of programs, other mark, beyond ASCII.
-_OTHER, _SMALL, _CAPS, _NUMERAL, _END, _BLANK, _BULLET, _SYMBOL, _SIGN, _BEYOND, _KINDS = range(11)
+# What a byte is: small letter, capital, digit, line end, space, tab, bullet, symbol of programs, full stop, comma,
+# other mark, beyond ASCII.
+_OTHER, _SMALL, _CAPS, _NUMERAL, _END, _SPACE, _TAB, _BULLET, _SYMBOL, _STOP, _COMMA, _SIGN, _BEYOND, _KINDS = range(14)
 _KIND = _table(
     [
         (_PUNCTUATION, chr(_SIGN)),
         (_SYMBOLS, chr(_SYMBOL)),
         (b"-*", chr(_BULLET)),
+        (b".", chr(_STOP)),
+        (b",", chr(_COMMA)),
         (range(97, 123), chr(_SMALL)),
         (range(65, 91), chr(_CAPS)),
         (range(48, 58), chr(_NUMERAL)),
-        ((10,), chr(_END)),
-        (b" \t", chr(_BLANK)),
+        (b"\n", chr(_END)),
+        (b" ", chr(_SPACE)),
+        (b"\t", chr(_TAB)),
         (range(128, 256), chr(_BEYOND)),
     ],
     chr(_OTHER),
@@ -92,17 +96,21 @@ class Counts(msgspec.Struct, frozen=True):
     capitals: int = 0
     letters: int = 0
     symbols: int = 0  # of those that programs are full of
+    stops: int = 0  # full stops with a space after them
+    commas: int = 0  # the same
     leads: tuple[int, ...] = ()  # per entry of `_LEAD_TOKENS`, () for ASCII
 
 
 def count(text: str) -> Counts:
     """Tokens of a text, estimated for a modern byte-pair tokenizer, and what it was made from. Any str is fine."""
     data = text.encode("utf-8", "surrogatepass")
-    letters, run_count, capitals, digits, digit_runs, marks, mark_runs, symbols, lines, indents, items = _counted(data)
+    letters, runs, capitals, digits, digit_runs, marks, mark_runs, symbols, lines, indents, items, stops, commas = (
+        _counted(data)
+    )
     tokens = (
-        _RUN * run_count
+        _RUN * runs
         + _LETTER * letters
-        + _LONG * max(0, letters - _LONG_RUN * run_count)
+        + _LONG * max(0, letters - _LONG_RUN * runs)
         + _CAPITAL * capitals
         + _DIGIT_RUN * digit_runs
         + _DIGIT * digits
@@ -112,24 +120,25 @@ def count(text: str) -> Counts:
         + _INDENT * indents
     )
     if text.isascii():
-        return Counts(tokens, digit_runs, lines, indents, items, capitals, letters, symbols)
+        return Counts(tokens, digit_runs, lines, indents, items, capitals, letters, symbols, stops, commas)
     by_lead = data.translate(_LEADS)
-    leads = tuple(by_lead.count(letter) for letter, _ in _LEAD_TOKENS)
-    tokens += sum(number * weight for number, (_, weight) in zip(leads, _LEAD_TOKENS, strict=True))
-    return Counts(tokens, digit_runs, lines, indents, items, capitals, letters, symbols, leads)
+    leads = tuple([by_lead.count(letter) for letter, _ in _LEAD_TOKENS])
+    tokens += sum([number * weight for number, (_, weight) in zip(leads, _LEAD_TOKENS, strict=True)])
+    return Counts(tokens, digit_runs, lines, indents, items, capitals, letters, symbols, stops, commas, leads)
 
 
 def _counted(data: bytes) -> list[int]:
     """Everything that is counted, in the order of `_WHAT`: how often each kind of byte follows each says it all, runs
     and line beginnings included, in one pass."""
-    kinds, what = _tables()
-    told = kinds[np.frombuffer(b"\0" + data, np.uint8)]
-    follows = np.bincount(told[:-1] * _KINDS + told[1:], minlength=_KINDS * _KINDS)
-    counted: list[int] = (follows @ what).tolist()
+    kinds = np.frombuffer((b"\0" + data).translate(_KIND), np.uint8)
+    pairs = kinds[:-1] * _ROW
+    pairs += kinds[1:]
+    counted: list[int] = np.bincount(pairs, minlength=_KINDS * _KINDS).dot(_table_of_pairs()).tolist()
     return counted
 
 
-_LETTERS, _MARKS_KINDS = (_SMALL, _CAPS), (_BULLET, _SYMBOL, _SIGN)
+_ROW = np.array(_KINDS, np.uint8)  # numpy takes an array of no dimension at half the price of a number
+_LETTERS, _MARKS_KINDS = (_SMALL, _CAPS), (_BULLET, _SYMBOL, _STOP, _COMMA, _SIGN)
 _ALL = tuple(range(_KINDS))
 # (kinds before, kinds after) that count one; of runs, those that begin one.
 _WHAT: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...] = (
@@ -142,31 +151,39 @@ _WHAT: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...] = (
     (tuple(kind for kind in _ALL if kind not in _MARKS_KINDS), _MARKS_KINDS),
     (_ALL, (_SYMBOL,)),
     (tuple(kind for kind in _ALL if kind != _END), (_END,)),
-    ((_END,), (_BLANK,)),
+    ((_END,), (_SPACE, _TAB)),
     ((_END,), (_BULLET, _NUMERAL)),
+    ((_STOP,), (_SPACE,)),
+    ((_COMMA,), (_SPACE,)),
 )
 
 
 @functools.cache
-def _tables() -> tuple[np.ndarray[Any, np.dtype[np.uint8]], np.ndarray[Any, np.dtype[np.int64]]]:
-    """The kind of each byte, and which pairs of kinds count for what."""
+def _table_of_pairs() -> np.ndarray[Any, np.dtype[np.int64]]:
+    """Which pairs of kinds count for what."""
     what = np.zeros((_KINDS * _KINDS, len(_WHAT)), np.int64)
     for column, (before, after) in enumerate(_WHAT):
         for first in before:
             what[[first * _KINDS + second for second in after], column] = 1
-    return np.frombuffer(_KIND, np.uint8), what
+    return what
 
 
 def single_spaced(folded: str) -> str:
     """The words with one space between them, whatever stood there: `" ".join(folded.split())`, sooner."""
     if not folded.isascii():
-        return " ".join(folded.split())
-    data = folded.encode().translate(_ONE_SPACE)
-    while b"  " in data:  # each time round halves the longest run
-        data = data.replace(b"  ", b" ")
-    return data.strip(b" ").decode()
+        for space in _WIDE_SPACES:
+            if space in folded:
+                folded = folded.replace(space, " ")
+    # From the left each part but the first begins after two spaces, so only its own beginning may be a third.
+    parts = folded.encode("utf-8", "surrogatepass").translate(_ONE_SPACE).strip(b" ").split(b"  ")
+    spaced = parts[0] if len(parts) == 1 else b" ".join(filter(None, map(bytes.lstrip, parts)))
+    return spaced.decode("utf-8", "surrogatepass")
 
 
+# What `str.split` takes for white space beyond ASCII.
+_WIDE_SPACES = (
+    "\x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u2028\u2029\u202f\u205f\u3000"
+)
 _ONE_SPACE = bytes(32 if chr(code).isspace() and code < 128 else code for code in range(256))
 
 
