@@ -15,7 +15,7 @@ from tests.support.upstream import Exchange, FakeUpstream, sse
 from tierwise.providers.call import Call
 from tierwise.providers.http import HttpUpstream
 from tierwise.providers.pool import PORTION_BYTES, READ_BUFFER_BYTES
-from tierwise.routing import streams
+from tierwise.routing import streams, tokens
 from tierwise.routing.tokens import count, count_now
 
 VAST = {CHEAP: {"tier": "fast", "price": price(1, 4), "context_tokens": 10**8, "max_output_tokens": 10**8}}
@@ -54,7 +54,7 @@ async def test_a_long_reply_is_counted_on_the_way_and_not_kept(tmp_path: Path, m
         counted.append(len(text))
         return await count(text)
 
-    monkeypatch.setattr(streams, "count", noted)
+    monkeypatch.setattr(tokens, "count", noted)
     text = WORDS * 2_000
     async with (
         FakeUpstream(sse(openai_events("cheap", text, pieces=3_000, usage=None))) as one,
@@ -81,7 +81,7 @@ async def test_a_caller_who_leaves_while_we_count_pays_for_each_word_once(
         await go.wait()
         return await count(text)
 
-    monkeypatch.setattr(streams, "count", late)
+    monkeypatch.setattr(tokens, "count", late)
     events = openai_events("cheap", WORDS * 400, pieces=300, done=False)[:-3]
     async with (
         FakeUpstream(sse(events, then=Exchange.until_gone)) as one,

@@ -25,7 +25,7 @@ from tierwise.core.ports import Departure, Ledger, Outgoing, UpstreamError
 from tierwise.core.shadow import exploring
 from tierwise.core.snapshot import Snapshot
 from tierwise.core.weigh import billed_model, charged_nano
-from tierwise.routing.tokens import count
+from tierwise.routing.ratios import Measured, language_of
 from tierwise.wire.contract import Reply, Sent
 
 if TYPE_CHECKING:
@@ -146,14 +146,26 @@ class Attempt:
         if not isinstance(self.call.about, Serve):
             tokens = min(tokens, HELPER_CHARACTERS)
         # Never above what was held for it, whatever was learned from other prompts.
-        return min(self.books.ratios.expected(self.model.id, tokens), max(features.input_bound_tokens, 1))
+        expected = self.books.ratios.expected(self.model.id, language_of(features), tokens)
+        return min(expected, max(features.input_bound_tokens, 1))
 
-    def paid(self, usage: Usage, served: str, service: Service | None = None) -> Paid:
-        """What this usage costs. Settles it."""
+    async def measured(self, text: str) -> Measured:
+        """The tokens of what this model wrote. Off the event loop."""
+        return await self.books.ratios.measured(self.model, text)
+
+    def written(self, measured: Measured) -> int:
+        """What a reply so measured is charged for: no more than the ceiling that was held for, unless it is by our own
+        count, which is of what came."""
+        ceiling, replies = self._ceiling()
+        most = (ceiling + self.episode.features.reasoning_tokens) * replies
+        return max(min(measured.expected, most), min(measured.expected, measured.counted))
+
+    def paid(self, usage: Usage, served: str, service: Service | None = None, wrote: str = "") -> Paid:
+        """What this usage costs. Settles it, and learns from it; `wrote` is the text that it was reported for."""
         priced = self.priced(usage, served, service)
         cost = priced.cost_nano
         if not usage.estimated and priced.billed == self.model.id:
-            self._learn(usage)
+            self._learn(usage, wrote)
         guessed = usage.estimated or cost is None
         self._close(
             Charge(
@@ -176,12 +188,17 @@ class Attempt:
         if cost and not self.closed:
             self.ledger.checkpoint(self.id, cost)
 
-    def _learn(self, usage: Usage) -> None:
-        """Of plain text only: what a picture or a file counts is no matter of tokenizers."""
-        features = self.episode.features
+    def _learn(self, usage: Usage, wrote: str) -> None:
+        """Of plain text only: what a picture or a file counts is no matter of tokenizers, nor is what nobody was
+        shown of a model's thoughts."""
+        features, ratios = self.episode.features, self.books.ratios
+        language = language_of(features)
         if isinstance(self.call.about, Serve) and not self.call.about.drafts:
             if not (features.images or features.audio or features.documents or features.references):
-                self.books.ratios.learn(self.model.id, features.input_tokens, usage.prompt_tokens)
+                ratios.learn(self.model.id, language, features.input_tokens, usage.prompt_tokens)
+        tokens, hidden = usage.output_tokens, usage.reasoning_tokens + usage.output_audio_tokens
+        if not hidden and not features.reasoning_tokens and ratios.due(self.model, language, wrote, tokens):
+            self.books.errands.post(ratios.learn_reply(self.model, language, wrote, tokens))
 
     def release(self) -> None:
         """Nothing was used, or nothing that a provider bills."""
@@ -266,10 +283,11 @@ async def counted(attempt: Attempt, usage: Usage | None, output: str) -> Usage:
     said = usage if usage is not None else Usage()
     if is_told(said, wrote=bool(output)):
         return said
+    written = 0 if said.completion_tokens else attempt.written(await attempt.measured(output))
     return msgspec.structs.replace(
         said,
         input_tokens=said.input_tokens if said.prompt_tokens else attempt.expected_input,
-        output_tokens=said.output_tokens if said.completion_tokens else await count(output),
+        output_tokens=said.output_tokens if said.completion_tokens else written,
         estimated=True,
     )
 

@@ -169,7 +169,7 @@ class _Story:
                 failed = failed_event(attempt, error, since_ms(trace.started))
                 return (failed if self._books.store_texts else msgspec.structs.replace(failed, message="")), None
             usage = await counted(attempt, reply.usage, reply.output_text)
-            paid = attempt.paid(usage, reply.served, reply.service)
+            paid = attempt.paid(usage, reply.served, reply.service, reply.output_text)
         except asyncio.CancelledError:
             cost = attempt.abandon()
             after_ms = since_ms(trace.started)

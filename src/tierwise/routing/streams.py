@@ -19,7 +19,7 @@ from tierwise.core.ports import Incoming, Status, UpstreamError
 from tierwise.core.weigh import charged_nano
 from tierwise.routing.attempts import Attempt, is_told, since_ms
 from tierwise.routing.books import Books
-from tierwise.routing.tokens import count
+from tierwise.routing.ratios import Measured
 from tierwise.routing.trace import Trace
 from tierwise.wire.contract import Bill, Garbled, Sent
 from tierwise.wire.sources import MAX_KEPT_CHARACTERS
@@ -66,6 +66,7 @@ class Streamed:
         self._most_characters = total * _CHARACTERS_PER_TOKEN + _SLACK_CHARACTERS
         self._most_tokens = self._paid_tokens(total)
         self._tokens = 0  # counted so far
+        self._expected = 0  # of those, as the model's own tokenizer may count them
         self._told: list[str] = []  # the text of those, where texts are kept
         self._count_at = total * _CHARACTERS_BEFORE_COUNTING
         self._checkpoint_at = began + CHECKPOINT_S
@@ -175,8 +176,9 @@ class Streamed:
         """Whether the ceiling is ignored. Only what is new is counted, and not again before there could be too much."""
         meter = self._relay.meter
         text = meter.text.getvalue()
-        tokens = await count(text)  # which the caller's leaving can end: until it is done, the text stays to be counted
-        self._tokens, meter.text = self._tokens + tokens, io.StringIO()
+        measured = await self._attempt.measured(text)  # the caller's leaving can end it: until then, the text stays
+        self._tokens, self._expected = self._tokens + measured.counted, self._expected + measured.expected
+        meter.text = io.StringIO()
         kept = self._books.store_texts and meter.output_characters < MAX_KEPT_CHARACTERS
         if kept or (not self._told and self._books.shadows.wanted(self.trace)):  # a grader is shown the beginning
             self._told.append(text)
@@ -216,8 +218,9 @@ class Streamed:
 
     async def _count_and_settle(self, status: Status, code: str) -> None:
         try:
-            tokens = self._tokens + await count(self._relay.meter.text.getvalue())
-            written = max(tokens, 1 if self._relay.meter.output_characters else 0)
+            rest = await self._attempt.measured(self._relay.meter.text.getvalue())
+            whole = Measured(self._tokens + rest.counted, self._expected + rest.expected)
+            written = max(self._attempt.written(whole), 1 if self._relay.meter.output_characters else 0)
             if unread := self._relay.meter.unread_bytes:
                 written = max(written, self._attempt.unread(written + unread))
             self._settle(self._partial(written), status, code)
@@ -235,7 +238,9 @@ class Streamed:
 
     def _settle(self, usage: Usage, status: Status, code: str) -> None:
         meter, call = self._relay.meter, self._attempt.call
-        paid = self._attempt.paid(usage, meter.served, meter.service)
+        text = "".join(self._told) + meter.text.getvalue()
+        # Of a reply that was counted on the way, not all of the text is there.
+        paid = self._attempt.paid(usage, meter.served, meter.service, "" if self._tokens else text)
         self.trace.note_served(self._attempt.model, meter.served, paid.billed)
         event = Replied(
             at=call.at,
@@ -251,7 +256,6 @@ class Streamed:
         )
         self.trace.add(event)
         self.trace.delivered(event)
-        text = "".join(self._told) + meter.text.getvalue()
         if self._books.store_texts:
             self.trace.reply_text = text
         if status == "answered":
