@@ -22,6 +22,7 @@ from tierwise.core.request import Turn
 from tierwise.core.words import REASONS, WHY_NOT
 from tierwise.providers.table import ENV_KEYS
 from tierwise.server import app
+from tierwise.server import headers as written
 from tierwise.wire.hints import read_hints
 
 ROOT = Path(__file__).parent.parent
@@ -201,8 +202,8 @@ def test_hints() -> None:
 
 
 def headers() -> set[str]:
-    """The names of our reply headers, from the place that writes them."""
-    return set(re.findall(r'b"x-tierwise-([a-z-]+)"', inspect.getsource(app)))
+    """The names of our reply headers, from the places that write them."""
+    return set(re.findall(r'b"x-tierwise-([a-z-]+)"', inspect.getsource(app) + inspect.getsource(written)))
 
 
 def test_reply_headers() -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -76,3 +78,47 @@ async def test_what_one_callers_provider_said_is_not_told_to_another(tmp_path: P
             heard = await gateway.ask()
         assert heard.error["code"] == "all_resting"
         assert "Ada" not in json.dumps(heard.error)
+
+
+@pytest.mark.parametrize(
+    ("line", "more"),
+    [(b"HTTP/1.1", b""), (b"HTTP/1.1", b"connection: close\r\n"), (b"HTTP/1.0", b"")],
+    ids=["kept", "closed", "1.0"],
+)
+async def test_a_whole_reply_in_one_step_is_the_reply_in_two(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: bytes, more: bytes
+) -> None:
+    """To the byte, but for the decision's id, also for two requests that came in one piece."""
+    head = HEAD.replace(b"HTTP/1.1", line) + more + b"content-length: %d\r\n\r\n" % len(BODY)
+    at_once = protocol._whole
+    sent: list[bool] = []
+
+    def counted(*reply: Any) -> bool:
+        sent.append(at_once(*reply))
+        return sent[-1]
+
+    async def heard(gateway: Gateway) -> bytes:
+        said_once = await said(gateway, head + BODY)
+        reader, writer = await asyncio.open_connection("127.0.0.1", int(gateway.url.rsplit(":", 1)[1]))
+        writer.write((head + BODY) * 2)
+        found = b""
+        while found.count(b'"cost_usd"') < (1 if more or line == b"HTTP/1.0" else 2):
+            found += await asyncio.wait_for(reader.read(65_536), 20)
+        writer.close()
+        return re.sub(rb"[0-9a-f]{32}", b"ID", said_once + found)
+
+    async with FakeUpstream() as one, Gateway(tmp_path, world(one)) as gateway:
+        monkeypatch.setattr(protocol, "_whole", counted)
+        in_one = await heard(gateway)
+        assert sent and all(sent)
+        monkeypatch.setattr(protocol, "_whole", lambda *reply: False)
+        assert in_one == await heard(gateway)
+        assert in_one.count(b"connection: close") == (2 if more or line == b"HTTP/1.0" else 0)
+
+
+def test_what_a_header_must_not_hold_is_left_to_those_who_refuse_it() -> None:
+    """The bytes that may stand in a value are those that the server's own way of sending lets pass."""
+    assert {each for each in range(256) if each not in protocol._FINE} == {*range(9), *range(10, 32), 127}
+    cycle = type("Cycle", (), {"flow": type("Flow", (), {"write_paused": False}), "disconnected": False})
+    cycle.response_started = cycle.access_log = False
+    assert protocol._whole(cycle, 200, [(b"x-said", b"a\r\nset-cookie: b")], b"") is False

@@ -53,6 +53,8 @@ _BACKOFF_MS = 200
 ENDS: tuple[DenialCode, ...] = ("loop_stopped", "deadline_passed", "step_limit", "call_limit", "parallel_limit")
 # What only another model can mend: no ceiling of this one does.
 _NOT_HERE: tuple[DenialCode, ...] = (*ENDS, "unbounded", "retry_budget")
+# What stands behind the chosen one, by what decided.
+_BEHIND = {"order": "later_in_order", "price": "higher_price", "quality": "lower_quality", "promise": "later_in_order"}
 _MONEY: tuple[DenialCode, ...] = ("budget_exceeded", "held_by_others", "credit_exhausted")
 
 
@@ -151,12 +153,7 @@ class Attempts:
         )
 
     def _note_all(self, ordered: tuple[Weighed, ...], chosen: int, code: str) -> None:
-        behind = {
-            "order": "later_in_order",
-            "price": "higher_price",
-            "quality": "lower_quality",
-            "promise": "later_in_order",
-        }[code]
+        behind = _BEHIND[code]
         for place, each in enumerate(ordered):
             if place == chosen:
                 self.note(each, "chosen", code)
@@ -167,6 +164,8 @@ class Attempts:
     def _exhausted(self, at: str, about: About) -> bool:
         """The limits of one request: failed attempts, calls of every kind, rejections."""
         events = self.episode.events
+        if not events and isinstance(about, Serve) and self.policy.calls > 0 and self.policy.attempts > 0:
+            return False  # nothing was done yet
         calls = sum(not isinstance(event, Denied) and not getattr(event, "cached", False) for event in events)
         replied = any(isinstance(event, Replied) for event in events)
         # The last call is the reply's: helpers that used it up would have the request refused, and be paid for it.
@@ -201,11 +200,12 @@ class Attempts:
         if self._dearer(each):
             self.note(each, "passed_over", "dearer_fallback")
             return None
-        failed_providers = {
-            self.snapshot.catalogue.models[event.model].provider
+        models = self.snapshot.catalogue.models
+        failed_providers = [
+            models[event.model].provider
             for event in self.episode.events
-            if isinstance(event, Failed) and event.model in self.snapshot.catalogue.models
-        }
+            if isinstance(event, Failed) and event.model in models
+        ]
         if ceiling is not None:
             self.say(at, "ceiling_set", ("max_tokens", ceiling))
         return Call(
@@ -237,7 +237,7 @@ class Attempts:
 
     def _dearer(self, each: Weighed) -> bool:
         """Whether a fallback would cost more than what failed, where the policy does not want that."""
-        if self.policy.dearer:
+        if self.policy.dearer or not self.episode.events:
             return False
         failed = {event.model for event in self.episode.events if isinstance(event, Failed) and not event.helper}
         if not failed or each.model.id in failed:
@@ -256,34 +256,35 @@ class Attempts:
         if not isinstance(about, Serve):
             return self._helper_ceiling(each, about)
         features = self.episode.features
-        own = features.max_tokens if features.max_tokens is not None else each.model.max_output_tokens
-        added = self._drafts_bound(about)
-        free = each.model.kind != "embedding" and (features.max_tokens is None or self.policy.clamp)
+        model = each.model
+        own = features.max_tokens if features.max_tokens is not None else model.max_output_tokens
+        added = self._drafts_bound(about) if about.drafts else 0
+        free = model.kind != "embedding" and (features.max_tokens is None or self.policy.clamp)
         expected = max(1, min(-(-each.output_tokens // features.n), own))
         wanted = self._within_tokens(each, own, added)
         if wanted < own and (not free or wanted < expected):
             return None
-
-        def chosen(ceiling: int, *, told: bool) -> tuple[int | None, int, int]:
-            worst = worst_case_nano(each.model, self.episode, ceiling, added)
-            tokens = worst_case_tokens(each.model, self.episode, ceiling, added)
-            return (ceiling if told or ceiling < own else None), worst, tokens
-
-        worst = worst_case_nano(each.model, self.episode, wanted, added)
+        worst = worst_case_nano(model, self.episode, wanted, added)
         limit = self._affordable(denied_only=not free)
-        if each.model.price is None or limit is None:
-            return chosen(wanted, told=False)
-        if worst <= limit:
-            # Where money is counted, the ceiling that was held is the one that the provider is told.
-            return chosen(wanted, told=features.max_tokens is None and each.model.kind != "embedding")
-        if not free:
-            return None
-        tokens = min(affordable_tokens(each.model, self.episode, limit, added), wanted)
-        if tokens < min(expected, wanted):
-            # What was left at the door is no refusal: only the ledger knows whose limit it is and if waiting helps.
-            known = self._affordable(denied_only=True)
-            return None if known is not None and worst > known else chosen(wanted, told=False)
-        return chosen(tokens, told=True)
+        told = False
+        if model.price is not None and limit is not None:
+            if worst <= limit:
+                # Where money is counted, the ceiling that was held is the one that the provider is told.
+                told = features.max_tokens is None and model.kind != "embedding"
+            elif not free:
+                return None
+            else:
+                tokens = min(affordable_tokens(model, self.episode, limit, added), wanted)
+                # What was left at the door is no refusal: only the ledger knows whose limit it is and if waiting helps.
+                if tokens < min(expected, wanted):
+                    known = self._affordable(denied_only=True)
+                    if known is not None and worst > known:
+                        return None
+                else:
+                    wanted, told = tokens, True
+                    worst = worst_case_nano(model, self.episode, wanted, added)
+        tokens = worst_case_tokens(model, self.episode, wanted, added)
+        return (wanted if told or wanted < own else None), worst, tokens
 
     def _helper_ceiling(self, each: Weighed, about: Ask | Grade) -> tuple[None, int, int] | None:
         shown = self._helper_episode(about)
@@ -294,7 +295,7 @@ class Attempts:
 
     def _within_tokens(self, each: Weighed, ceiling: int, added: int) -> int:
         """The ceiling, or what a limit of tokens that has refused this request leaves of it; 0 for nothing."""
-        denials = self._told_no()
+        denials = self._told_no() if self.episode.events else []
         left = [
             each.limit - (each.used or 0) for each in denials if each.code == "token_limit" and each.limit is not None
         ]
@@ -309,7 +310,7 @@ class Attempts:
 
     def _affordable(self, *, denied_only: bool) -> int | None:
         """What a hold can be, as far as we know; None when nothing limits it. The ledger has the last word."""
-        denials = self._told_no()
+        denials = self._told_no() if self.episode.events else []
         limits = [denial.affordable_nano for denial in denials if denial.code in _MONEY][-1:]
         most = self.episode.hints.max_cost_nano
         if most is not None:

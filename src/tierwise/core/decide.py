@@ -16,7 +16,7 @@ from tierwise.core.accept import agreeing, failed_test
 from tierwise.core.attempt import Attempts, Got, Need, Result, Spent
 from tierwise.core.catalogue import Model
 from tierwise.core.conditions import holds
-from tierwise.core.eligible import barred, screened
+from tierwise.core.eligible import barred, meant, screened
 from tierwise.core.episode import (
     About,
     Answer,
@@ -84,8 +84,7 @@ class _Walk:
 
     def decision(self) -> Decision:
         frame = _Frame(at="", pool=self.admitted())
-        pinned = self.episode.pinned
-        if pinned:
+        if pinned := self.episode.pinned:
             result = self.use((pinned,), msgspec.structs.replace(frame, at="pinned"))
         else:
             result = self.reference(self.policy.start, frame)
@@ -167,12 +166,12 @@ class _Walk:
         if plan.promise:
             return self.promised(plan, plan.promise, frame)
         ordered = self.weighed(plan.best, frame)
-        floored = tuple(each for each in ordered if each.quality.mid >= plan.floor)
+        floored = tuple([each for each in ordered if each.quality.mid >= plan.floor])
         if ordered and not floored:
             self.reason(frame.at, "floor_unreachable", ("floor", plan.floor))
             ordered = tuple(sorted(ordered, key=lambda each: -each.quality.mid))
             return self.attempts.first(frame.at, ordered, frame.final, frame.about, code="quality")
-        for each in ordered:
+        for each in ordered if len(floored) < len(ordered) else ():
             if each.quality.mid < plan.floor:
                 self.attempts.note(each, "passed_over", "below_floor", ("floor", plan.floor))
         ordered = tuple(sorted(floored, key=lambda each: each.price_nano))
@@ -423,10 +422,7 @@ class _Walk:
 
     def expand(self, names: tuple[str, ...], pool: Pool) -> Pool:
         """The models that these names mean, in the names' order, then the catalogue's, each once."""
-        if len(names) == 1:
-            return tuple(model for model in pool if model.id == names[0] or model.tier == names[0])
-        found = {model.id: model for name in names for model in pool if name in (model.id, model.tier)}
-        return tuple(found.values())
+        return meant(names, pool)
 
     def weighed(self, names: tuple[str, ...], frame: _Frame) -> tuple[Weighed, ...]:
         """The candidates with what they are expected to cost and be worth, less those that are resting, too weak or too

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from tierwise.core.catalogue import Ability, Catalogue, Model
+from collections.abc import Iterable
+
+from tierwise.core.catalogue import Catalogue, Model
 from tierwise.core.episode import Episode
 from tierwise.core.policy import Screen
 
@@ -13,6 +15,21 @@ LEAST_OUTPUT_TOKENS = 16
 def selected(model: Model, names: tuple[str, ...]) -> bool:
     """Whether one of these names (models, tiers, providers) is this model's."""
     return model.id in names or model.tier in names or model.provider in names
+
+
+def meant(names: tuple[str, ...], pool: Iterable[Model]) -> tuple[Model, ...]:
+    """The models that these names (models, tiers) mean, in the names' order, then the pool's, each once. One look at
+    each model, for a catalogue may have hundreds."""
+    if len(names) == 1:
+        name = names[0]
+        return tuple([model for model in pool if model.id == name or model.tier == name])
+    named: dict[str, list[Model]] = {name: [] for name in names}
+    for model in pool:
+        if model.tier in named:
+            named[model.tier].append(model)
+        if model.id in named and model.id != model.tier:
+            named[model.id].append(model)
+    return tuple({model.id: model for models in named.values() for model in models}.values())
 
 
 def barred(model: Model, episode: Episode, catalogue: Catalogue) -> str:
@@ -43,18 +60,19 @@ def unfit(model: Model, episode: Episode) -> str:
         return "context_too_small" if features.input_tokens > model.context_tokens else ""
     if features.input_tokens + min(wanted, model.max_output_tokens) > model.context_tokens:
         return "context_too_small"
-    needs: tuple[tuple[bool | int, Ability, str], ...] = (
-        (features.tools, "tools", "no_tools"),
-        (features.images, "images", "no_images"),
-        (features.audio, "audio", "no_audio"),
-        (features.documents, "documents", "no_documents"),
-        (features.structured == "schema", "schema", "no_schema"),
-        (features.structured == "json", "json", "no_json"),
-    )
-    for needed, ability, code in needs:
-        if needed and ability not in model.abilities:
-            return code
-    return ""
+    # Spelled out, for every request asks this of every model.
+    abilities = model.abilities
+    if features.tools and "tools" not in abilities:
+        return "no_tools"
+    if features.images and "images" not in abilities:
+        return "no_images"
+    if features.audio and "audio" not in abilities:
+        return "no_audio"
+    if features.documents and "documents" not in abilities:
+        return "no_documents"
+    if features.structured == "schema" and "schema" not in abilities:
+        return "no_schema"
+    return "no_json" if features.structured == "json" and "json" not in abilities else ""
 
 
 def screened(model: Model, screen: Screen, episode: Episode) -> str:

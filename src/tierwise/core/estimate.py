@@ -181,8 +181,8 @@ def _one(features: Features, view: Outlook, model: Model) -> Estimate:
     for task, skill in model.skills:
         if task == view.task:
             strength = skill
-    margin = strength - view.difficulty
-    quality = Range(_chance(margin - view.doubt), _chance(margin), _chance(margin + view.doubt))
+    margin, doubt = strength - view.difficulty, view.doubt
+    quality = Range(_chance(margin - doubt), _chance(margin), _chance(margin + doubt))
     output = _output_tokens(features, view, model)
     return Estimate(quality, output, _latency_ms(features, model, output))
 
@@ -191,7 +191,8 @@ def _latency_ms(features: Features, model: Model, output_tokens: int) -> int:
     reading = PREFILL_PER_TOKEN * features.input_tokens
     rate = max(SLOWEST, model.tokens_per_second)
     # The answers of one request are written side by side, so `n` costs tokens and no time.
-    return math.ceil(model.first_token_ms + 1_000.0 * (output_tokens / max(1, features.n) + reading) / rate)
+    each = output_tokens / features.n if features.n > 1 else output_tokens
+    return math.ceil(model.first_token_ms + 1_000.0 * (each + reading) / rate)
 
 
 def _chance(margin: float) -> float:
@@ -214,4 +215,5 @@ def _output_tokens(features: Features, view: Outlook, model: Model, learned: int
     ceiling = model.max_output_tokens
     if features.max_tokens is not None:
         ceiling = min(ceiling, features.max_tokens + features.reasoning_tokens)
-    return max(1, math.ceil(min(tokens, ceiling))) * max(1, features.n)
+    least = math.ceil(tokens if tokens < ceiling else ceiling)
+    return (least if least > 1 else 1) * (features.n if features.n > 1 else 1)

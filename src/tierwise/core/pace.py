@@ -43,6 +43,8 @@ def price_by_plan(used: float, plan: float) -> float:
     left = 1.0 - used
     if left <= 0.0:
         return LAMBDA_MAX
+    if used <= plan and left >= SCARCE:
+        return 1.0  # what most requests find
     # The ratio is cut before it is raised, so that no budget that is nearly gone overflows.
     paced: float = min(max((1.0 - plan) / left, 1.0), LAMBDA_MAX) ** STEEPNESS
     return min(max(paced, SCARCE / left), LAMBDA_MAX)

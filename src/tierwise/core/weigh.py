@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 
 import msgspec
@@ -34,13 +35,14 @@ def weigh(snapshot: Snapshot, episode: Episode, models: tuple[Model, ...], amoun
     second = amounts.second_nano(episode.latency)
     factor = episode.money.value
     found = []
-    for model, estimate in zip(
-        models, estimate_all(snapshot.estimator, episode.features, models, episode.workload), strict=True
-    ):
+    caution = amounts.caution
+    estimates = estimate_all(snapshot.estimator, episode.features, models, episode.workload)
+    for model, estimate in zip(models, estimates, strict=True):
         cost = expected_nano(model, episode, estimate.output_tokens)
         counted = cost if cost is not None else _dearest_nano(snapshot, episode, estimate.output_tokens)
         # Rounded to the nearest: a price weighs candidates and is never charged.
-        quality = estimate.quality.mid - amounts.caution * (estimate.quality.mid - estimate.quality.low)
+        middle = estimate.quality.mid
+        quality = middle - caution * (middle - estimate.quality.low)
         price = round(counted * factor + (1.0 - quality) * miss + estimate.latency_ms * second / 1_000)
         found.append(
             Weighed(
@@ -154,6 +156,7 @@ def _rate_sum(model: Model) -> int:
     return rates.input_tokens + rates.output_tokens if rates else -1
 
 
+@functools.lru_cache(maxsize=4096)  # a dated name is compared with those of all models of its provider
 def _bare(name: str) -> str:
     """`models/Gemini-2.5-flash:latest` and `gemini-2.5-flash` are the same name."""
     return name.rsplit("/", 1)[-1].removesuffix(":latest").casefold()

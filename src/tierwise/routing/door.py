@@ -75,9 +75,10 @@ def open_episode(
 
 def workload_of(features: Features, hints: Hints, payer: Payer) -> str:
     """Which use of the owner's this is: the label or tag `workload`, else the template, else the system prompt."""
-    named = dict((*payer.tags, *hints.labels)).get("workload")
-    if named:
-        return named[:WORKLOAD_CHARACTERS]
+    if payer.tags or hints.labels:
+        named = dict((*payer.tags, *hints.labels)).get("workload")
+        if named:
+            return named[:WORKLOAD_CHARACTERS]
     return features.template or (f"system-{features.system_hash}" if features.system_hash else "")
 
 

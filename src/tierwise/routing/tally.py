@@ -56,7 +56,8 @@ class Tally:
         self.output_tokens[model] += outcome.usage.completion_tokens
         self.latency_ms.add(outcome.latency_ms)
         self.own_ms.add(outcome.own_ms)
-        self.escalations += sum(isinstance(event, Replied) for event in episode.events) > 1
+        events = episode.events
+        self.escalations += len(events) > 1 and sum(isinstance(event, Replied) for event in events) > 1
 
     def failed(self, model: str, kind: FailureKind) -> None:
         self.failures[model, kind] += 1

@@ -14,7 +14,6 @@ from tierwise import wire
 from tierwise.core.errors import BadRequest, Closed, Refused, RequestError, Unknown
 from tierwise.core.explain import Explanation, explain, explain_story
 from tierwise.core.features import extract
-from tierwise.core.money import usd_text
 from tierwise.core.names import meaning, offered
 from tierwise.core.ports import Feedback, Record
 from tierwise.core.request import Request
@@ -22,15 +21,16 @@ from tierwise.core.snapshot import load
 from tierwise.routing.idempotency import HEADER, Once, Replays
 from tierwise.routing.router import Answered, Router
 from tierwise.routing.streams import Streamed
-from tierwise.routing.trace import Trace
 from tierwise.server.admin import DOORS as ADMIN_DOORS
 from tierwise.server.auth import ANYONE, Identity, Keyring, check_route, held_to_policies
 from tierwise.server.balance import Followers, balance
 from tierwise.server.guesses import Guesses
+from tierwise.server.headers import trace_headers
 from tierwise.server.http import (
     CALLER,
     EVENT_STREAM,
     JSON,
+    WHOLE,
     Caller,
     Gone,
     Headers,
@@ -38,6 +38,7 @@ from tierwise.server.http import (
     Scope,
     Send,
     WhileConnected,
+    Whole,
     headers_of,
     lifespan,
     read_body,
@@ -70,6 +71,7 @@ class Call(msgspec.Struct, frozen=True):
     send: Send
     tail: str = ""  # what follows the door's own path
     query: bytes = b""
+    whole: Whole | None = None
 
 
 Handler = Callable[["App", Call], Awaitable[None]]
@@ -136,7 +138,8 @@ class App:
         identity = self.guesses.identify(self.keys, headers, scope) if path not in OPEN_PATHS else ANYONE
         check_route(identity, path.removesuffix(tail))
         body = await read_body(scope, headers, receive, self.body_limit_bytes) if scope["method"] == "POST" else b""
-        await door(self, Call(path, headers, body, identity, scope[CALLER], send, tail, scope.get("query_string", b"")))
+        query = scope.get("query_string", b"")
+        await door(self, Call(path, headers, body, identity, scope[CALLER], send, tail, query, scope.get(WHOLE)))
 
     async def fail(self, send: Send, codec: Codec, error: RequestError, more: Headers | None = None) -> None:
         headers: Headers = [JSON, *(more or [])]
@@ -183,7 +186,8 @@ class App:
                 headers = [kind, *trace_headers(result.trace)]
                 if once is not None and not result.event_stream:
                     once.keep(result.body, headers)
-                await reply(call.send, 200, result.body, [*headers, *limit_headers(self, call.identity.payer)])
+                headers = [*headers, *limit_headers(self, call.identity.payer)]
+                await reply(call.send, 200, result.body, headers, call.whole)
         except asyncio.CancelledError:
             if not self._cutting:
                 raise
@@ -227,40 +231,6 @@ async def _stream(send: Send, streamed: Streamed, limits: Headers) -> None:
 
 
 # ------------------------------------------------------------------------------------------------ what comes back
-
-
-def trace_headers(trace: Trace, *, begun: bool = False) -> Headers:
-    """What the reply's headers say of the decision. `begun`: a stream, whose cost is not known yet."""
-    found: Headers = [
-        (b"x-tierwise-decision", trace.episode.id.encode()),
-        (b"x-tierwise-model", _header(trace.routed)),
-        (b"x-tierwise-policy", _header(trace.episode.policy)),
-        (b"x-tierwise-reason", _header(trace.code)),
-        (b"x-tierwise-attempts", b"%d" % trace.attempts),
-    ]
-    if not begun:
-        found.append((b"x-tierwise-cost-usd", _usd(trace.cost_nano)))
-        found.append((b"x-tierwise-baseline-usd", _usd(trace.baseline_nano)))
-        found.append((b"x-tierwise-saved-usd", _usd(trace.saved_nano)))
-    left = trace.money.left_nano if begun else trace.left_nano
-    if left is not None:
-        found.append((b"x-tierwise-budget-remaining-usd", _usd(left)))
-    if trace.simulated():
-        found.append((b"x-tierwise-simulated", b"true"))
-    if trace.lost:
-        found.append((b"x-tierwise-lost", _header("; ".join(trace.lost)[:1_000])))
-    return found
-
-
-def _usd(nano: int | None) -> bytes:
-    return b"unknown" if nano is None else usd_text(nano).encode()
-
-
-def _header(value: str) -> bytes:
-    """Visible ASCII only: what a header says must not be able to end it."""
-    if value.isascii() and value.isprintable():
-        return value.encode()
-    return "".join(letter if " " <= letter <= "~" else "?" for letter in value).encode()
 
 
 def explained(found: Explanation, more: dict[str, Any]) -> dict[str, Any]:

@@ -17,9 +17,12 @@ Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 Headers = list[tuple[bytes, bytes]]
+# Sends a whole reply, of status, headers and body, at once; False: not now, `reply` it.
+Whole = Callable[[int, Headers, bytes], bool]
 
 # What our protocol adds to a scope.
 CALLER = "tierwise.caller"
+WHOLE = "tierwise.whole"
 BODY_IS_HERE = "tierwise.body_is_here"
 # A caller that sends its body slower than this is not a slow caller.
 BODY_DEADLINE_S = 30.0
@@ -77,21 +80,16 @@ async def read_body(scope: Scope, headers: dict[str, str], receive: Receive, lim
 
 async def _pieces(receive: Receive, limit: int) -> list[bytes]:
     """The body, or as much of it as shows that it is too large."""
-    message = await _receive(receive)
-    pieces: list[bytes] = [message.get("body", b"")]
-    size = len(pieces[0])
-    while size <= limit and message.get("more_body", False):
-        message = await _receive(receive)
+    pieces: list[bytes] = []
+    size, more = 0, True
+    while more and size <= limit:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise Gone
         pieces.append(message.get("body", b""))
         size += len(pieces[-1])
+        more = message.get("more_body", False)
     return pieces
-
-
-async def _receive(receive: Receive) -> Message:
-    message = await receive()
-    if message["type"] == "http.disconnect":
-        raise Gone
-    return message
 
 
 def too_large(limit: int) -> BadRequest:
@@ -112,15 +110,12 @@ async def lifespan(receive: Receive, send: Send) -> None:
             return
 
 
-async def reply(send: Send, status: int, body: bytes, headers: Headers) -> None:
-    """A whole reply at once."""
-    await send(
-        {
-            "type": "http.response.start",
-            "status": status,
-            "headers": [*headers, (b"content-length", str(len(body)).encode())],
-        }
-    )
+async def reply(send: Send, status: int, body: bytes, headers: Headers, whole: Whole | None = None) -> None:
+    """A whole reply at once. `whole`: the shorter way to the same, where the server has one."""
+    headers = [*headers, (b"content-length", b"%d" % len(body))]
+    if whole is not None and whole(status, headers, body):
+        return
+    await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})
 
 

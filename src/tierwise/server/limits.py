@@ -5,6 +5,7 @@ The path of every request leads through here, so it looks at the ledger only whe
 
 from __future__ import annotations
 
+import functools
 import time
 from typing import TYPE_CHECKING
 
@@ -43,7 +44,7 @@ def _told(balance: Balance, limit: int | None, used: int, now: float) -> _Told:
 def _headers(what: bytes, told: list[_Told]) -> Headers:
     if not told:
         return []
-    left, wait_s, limit = min(told, key=lambda each: (each[0], -each[1]))
+    left, wait_s, limit = told[0] if len(told) == 1 else min(told, key=lambda each: (each[0], -each[1]))
     return [
         (b"x-ratelimit-limit-" + what, b"%d" % limit),
         (b"x-ratelimit-remaining-" + what, b"%d" % left),
@@ -51,6 +52,7 @@ def _headers(what: bytes, told: list[_Told]) -> Headers:
     ]
 
 
+@functools.lru_cache(maxsize=16)  # requests and tokens of one budget come back together
 def duration(seconds: float) -> str:
     """As OpenAI writes it: 20ms, 1s, 6m0s, 23h59m59s. Rounded up: whoever waits so long has waited long enough."""
     milliseconds = max(0, -int(-seconds * 1_000 // 1))

@@ -10,17 +10,24 @@ from __future__ import annotations
 
 import asyncio
 import re
+from functools import partial
 from typing import Any, cast
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import (
+    STATUS_LINE,
+    HttpToolsProtocol,
+    RequestResponseCycle,
+)
 
-from tierwise.server.http import BODY_IS_HERE, CALLER, Caller
+from tierwise.server.http import BODY_IS_HERE, CALLER, WHOLE, Caller, Headers
 
 HEAD_BYTES = 64 * 1024
 # With more than this that a caller has not read, its stream waits, and so does the provider behind it.
 UNREAD_BYTES = 16 * 1024
 # A head that has begun and does not end in this time belongs to nobody who means well.
 HEAD_S = 10.0
+# What may stand in the value of a header: no control character but the tab.
+_FINE = bytes(each for each in range(256) if each == 0x09 or (each >= 0x20 and each != 0x7F))
 _OFFERS = re.compile(rb"(?im)^(?:upgrade|http2-settings):[^\r\n]*\r\n")
 
 
@@ -37,6 +44,13 @@ class Joined:
         if not self._pieces:
             self._loop.call_soon(self._flush)
         self._pieces.append(data)
+
+    def write_now(self, data: bytes) -> None:
+        """What is whole needs nothing to be joined to it."""
+        if self._pieces:
+            self._pieces.append(data)
+        elif not self._transport.is_closing():
+            self._transport.write(data)
 
     def close(self) -> None:
         self._flush()
@@ -93,6 +107,10 @@ class Protocol(HttpToolsProtocol):
         self._in_head = False
         super().on_headers_complete()
 
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        cast("dict[str, object]", cycle.scope)[WHOLE] = partial(_whole, cycle)
+        super()._start_asgi_task(cycle, app)
+
     def on_message_complete(self) -> None:
         super().on_message_complete()
         cast("dict[str, object]", self.scope)[BODY_IS_HERE] = True
@@ -122,6 +140,28 @@ class Protocol(HttpToolsProtocol):
         if self._head_timer is not None:
             self._head_timer.cancel()
             self._head_timer = None
+
+
+def _whole(cycle: RequestResponseCycle, status: int, headers: Headers, body: bytes) -> bool:
+    """What the cycle's `send` does with the two messages of a whole reply whose length is told, in one step: a reply of
+    ours has 17 headers, and looking through them all together takes 3 µs and not 8. False, and nothing is done,
+    wherever `send` would do more than write."""
+    lines = b"\r\n".join(map(b": ".join, headers))
+    odd = lines.translate(None, _FINE) != b"\r\n" * (len(headers) - 1)  # breaks inside of a value
+    busy = cycle.flow.write_paused or cycle.disconnected or cycle.response_started
+    if busy or odd or cycle.access_log or cycle.default_headers or cycle.scope["method"] == "HEAD":
+        return False
+    if not cycle.keep_alive:
+        lines += b"\r\nconnection: close"
+    cycle.waiting_for_100_continue = False
+    cycle.chunked_encoding = False
+    cycle.response_started = cycle.response_complete = True
+    cast("Joined", cycle.transport).write_now(b"".join((STATUS_LINE[status], lines, b"\r\n\r\n", body)))
+    cycle.message_event.set()
+    if not cycle.keep_alive:
+        cycle.transport.close()
+    cycle.on_response()
+    return True
 
 
 def _without_offers(data: bytes) -> bytes:

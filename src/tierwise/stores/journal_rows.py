@@ -68,4 +68,4 @@ def totals_of(records: Iterable[Record], since_s: int) -> list[Total]:
 
 
 def _column(number: int) -> int:
-    return max(-COLUMN_MAX, min(number, COLUMN_MAX))
+    return number if -COLUMN_MAX <= number <= COLUMN_MAX else max(-COLUMN_MAX, min(number, COLUMN_MAX))

@@ -51,7 +51,7 @@ def facts(choice: Choice, request: Request | None, confidence: float | None, *, 
         checks.extend(_checks(request, shown, calls))
     return ReplyFacts(
         stop=choice.stop,
-        characters=len(shown) + sum(len(call.arguments) for call in calls),
+        characters=len(shown) + sum([len(call.arguments) for call in calls]),
         tool_calls=len(calls),
         confidence=confidence,
         answer_key=answer_key(shown, calls) if compared else "",

@@ -220,7 +220,7 @@ def _openai_choice(choice: Json, message: Json) -> Choice:
                 )
             )
     stop = OPENAI_STOPS.get(_string(choice.get("finish_reason")).lower(), "unknown")
-    if stop in ("end", "unknown") and any(isinstance(block, ToolUse) for block in blocks):
+    if calls and stop in ("end", "unknown") and any(isinstance(block, ToolUse) for block in blocks):
         stop = "tool_use"  # Gemini and Ollama say "stop" after a tool call
     if refusal and stop == "end":
         stop = "refusal"

@@ -17,6 +17,8 @@ Json = dict[str, Any]
 def count(value: Any) -> int | None:
     """A token count: a whole number, or the text or float of one. None for anything else, and for what no model
     can have read."""
+    if type(value) is int:
+        return value if 0 <= value <= MAX_TOKENS_REPORTED else None
     is_text = type(value) is str and value.isascii() and value.isdigit() and len(value) < 20
     if is_text or (type(value) is float and value.is_integer()):
         value = int(value)
@@ -25,11 +27,10 @@ def count(value: Any) -> int | None:
     return value
 
 
-def _detail(tree: Any, *path: str) -> int:
+def _detail(tree: Any, key: str) -> int:
     """A part of a bucket: 0 unless it is there and believable."""
-    for key in path:
-        tree = tree.get(key) if type(tree) is dict else None
-    return count(tree) or 0
+    value = tree.get(key) if type(tree) is dict else None
+    return 0 if value is None else count(value) or 0
 
 
 def from_openai(tree: Any) -> Usage | None:
@@ -41,13 +42,18 @@ def from_openai(tree: Any) -> Usage | None:
     completion = count(tree.get("completion_tokens", tree.get("output_tokens", 0)))
     if prompt is None or completion is None or prompt + completion == 0:
         return None
-    cached = min(
-        _detail(tree, "prompt_tokens_details", "cached_tokens") or _detail(tree, "prompt_cache_hit_tokens"), prompt
-    )
-    written = min(_detail(tree, "prompt_tokens_details", "cache_write_tokens"), prompt - cached)
-    heard = min(_detail(tree, "prompt_tokens_details", "audio_tokens"), prompt - cached - written)
-    spoken = min(_detail(tree, "completion_tokens_details", "audio_tokens"), completion)
-    reasoning = _detail(tree, "completion_tokens_details", "reasoning_tokens") or _detail(tree, "reasoning_tokens")
+    read, wrote = tree.get("prompt_tokens_details"), tree.get("completion_tokens_details")
+    cached = written = heard = spoken = reasoning = 0
+    if read is not None:
+        cached, written = _detail(read, "cached_tokens"), _detail(read, "cache_write_tokens")
+        heard = _detail(read, "audio_tokens")
+    if wrote is not None:
+        spoken, reasoning = _detail(wrote, "audio_tokens"), _detail(wrote, "reasoning_tokens")
+    cached = min(cached or _detail(tree, "prompt_cache_hit_tokens"), prompt)
+    written = min(written, prompt - cached)
+    heard = min(heard, prompt - cached - written)
+    spoken = min(spoken, completion)
+    reasoning = reasoning or _detail(tree, "reasoning_tokens")
     hidden = _detail(tree, "total_tokens") - prompt - completion
     if 0 < hidden <= MAX_HIDDEN_TOKENS and reasoning in (0, hidden):
         reasoning, visible = hidden, completion - spoken
@@ -62,7 +68,7 @@ def from_openai(tree: Any) -> Usage | None:
         output_tokens=visible,
         reasoning_tokens=reasoning,
         output_audio_tokens=spoken,
-        web_searches=_detail(tree, "server_tool_use", "web_search_requests") or _detail(tree, "num_search_queries"),
+        web_searches=_detail(tree.get("server_tool_use"), "web_search_requests") or _detail(tree, "num_search_queries"),
     )
 
 
@@ -75,12 +81,12 @@ def from_anthropic(tree: Any) -> Usage | None:
         return None
     read = _detail(tree, "cache_read_input_tokens")
     written = _detail(tree, "cache_creation_input_tokens")
-    hour = _detail(tree, "cache_creation", "ephemeral_1h_input_tokens")
-    five = _detail(tree, "cache_creation", "ephemeral_5m_input_tokens")
+    hour = _detail(tree.get("cache_creation"), "ephemeral_1h_input_tokens")
+    five = _detail(tree.get("cache_creation"), "ephemeral_5m_input_tokens")
     if fresh + read + written + hour + five + output == 0:
         return None
     hour = min(hour, written) if written else hour
-    reasoning = min(_detail(tree, "output_tokens_details", "thinking_tokens"), output)
+    reasoning = min(_detail(tree.get("output_tokens_details"), "thinking_tokens"), output)
     return Usage(
         input_tokens=fresh,
         cached_input_tokens=read,
@@ -88,7 +94,7 @@ def from_anthropic(tree: Any) -> Usage | None:
         cache_write_1h_tokens=hour,
         output_tokens=output - reasoning,
         reasoning_tokens=reasoning,
-        web_searches=_detail(tree, "server_tool_use", "web_search_requests"),
+        web_searches=_detail(tree.get("server_tool_use"), "web_search_requests"),
     )
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from tierwise.core.budget import Balance, Budget
+from tierwise.core.budget import Balance, Budget, is_rate
 from tierwise.core.keys import budget_id
 from tierwise.core.request import Payer
 from tierwise.stores.ledger.traffic import Traffic
@@ -132,17 +132,19 @@ class Line:
     def __init__(
         self, budget: Budget, load: Load = lambda key: None, *, credit: bool = False, live: Live = lambda key: None
     ) -> None:
-        self.budget = budget
+        self.credit = credit
+        self._keep_to(budget)
         self.place = 0  # among all lines
         self.load = load
         self.live = live
-        self.credit = credit
         self.label = budget.scope if budget.window == "lifetime" else f"{budget.scope}/{budget.window}"
         self.window = "lifetime" if budget.scope == "request" else budget.window  # a request is its own window
         self.rolling = budget.rolling and self.window != "lifetime"
+        self.is_plain = not self.rolling and budget.scope != "request"  # one account is all that counts for a subject
         self.id = "credit/" + budget.scope if credit else budget_id(budget)
         self.traffic = Traffic(budget.zone) if self.window in PACED and not self.rolling else None
         self.forgets = budget.scope in MADE_BY_CALLERS
+        self.by_payer = {budget.scope, *dict(budget.match)}.isdisjoint(MADE_BY_CALLERS)  # no call has a say in it
         self.start_s = -NEVER_S
         self.end_s = NEVER_S if self.window == "lifetime" else -NEVER_S
         self.accounts: OrderedDict[str, Account] = OrderedDict()  # the newest of each subject
@@ -189,7 +191,7 @@ class Line:
             account = self._open(subject, account)
         elif self.forgets:
             self.accounts.move_to_end(subject)
-        return _summed(account, self._older(subject), self.first_s)
+        return _summed(account, self._older(subject), self.first_s if self.rolling else self.start_s)
 
     @property
     def first_s(self) -> int:
@@ -210,6 +212,21 @@ class Line:
         if account is None or (not self.rolling and account.start_s < start_s):
             return None, start_s, end_s
         return _summed(account, older, start_s), start_s, end_s
+
+    def drawn(self, subject: str, at_s: int) -> tuple[int, int, int, int]:
+        """(nano-dollars posted and held, the limit in money or 0 for none, the window's first second, the second of its
+        next change), as `counted` has them. Asked twice for each request: of one account no Standing is made."""
+        account = self.accounts.get(subject) if self.is_plain else None
+        if account is None:
+            counted, start_s, end_s = self.counted(subject, at_s)
+            used = counted.posted_nano + counted.pending_nano if counted is not None else 0
+            return used, self.limit_of(counted) or 0, start_s, end_s
+        start_s, end_s = self.start_s, self.end_s
+        if not start_s <= at_s < end_s:
+            start_s, end_s = self._window_at(at_s)
+        begun = account.start_s >= start_s  # else it is another window by now
+        limit = self.budget.limit_nano if not self.credit else account.limit_nano if begun else 0
+        return account.posted_nano + account.pending_nano if begun else 0, limit or 0, start_s, end_s
 
     def limit_of(self, counted: Standing | None) -> int | None:
         """In money. Of a credit, all that was ever topped up."""
@@ -276,11 +293,18 @@ class Line:
         """The same budget with other limits. Returns the accounts whose limits changed."""
         if budget == self.budget:  # as most are when a key is made or revoked
             return []
-        self.budget = budget
+        self._keep_to(budget)
         changed = [*self.accounts.values(), *(each for parts in self.older.values() for each in parts)]
         for account in changed:
             account.limit(budget.limit_nano)
         return changed
+
+    def _keep_to(self, budget: Budget) -> None:
+        self.budget = budget
+        self.is_rate = is_rate(budget)
+        self.has_money = self.credit or budget.limit_nano is not None
+        others = {budget.steps, budget.calls, budget.tokens, budget.parallel, budget.deadline_s, budget.repeats}
+        self.counts = others != {None}  # more than money
 
     # -------------------------------------------------------------------------------------------- windows
 

@@ -42,8 +42,11 @@ def refusals(standing: Standing, hold: Hold, amount_nano: int) -> list[Refusal]:
     budget = line.budget
     if not budget.hard:
         return []
+    limit = account.limit_nano
+    left = None if limit is None else limit - standing.posted_nano - standing.pending_nano
+    if not line.counts and (left is None or (hold.bounded and amount_nano <= left)):
+        return []  # as almost always: money is all that it counts, and there is enough of it
     found: list[Refusal] = []
-    left = standing.left_nano
     if left is not None and amount_nano > max(left, 0):
         code: DenialCode = "budget_exceeded"
         if amount_nano <= left + standing.pending_nano:  # once the open holds are given back
@@ -55,15 +58,14 @@ def refusals(standing: Standing, hold: Hold, amount_nano: int) -> list[Refusal]:
     reserved = amount_nano > hold.amount_nano if line.credit else budget.reserve_nano is not None
     if left is not None and not hold.bounded and not reserved:
         found.append(Refusal("unbounded", standing, left))
-    counts: tuple[tuple[DenialCode, int | None, int, int], ...] = (
-        ("step_limit", budget.steps, standing.steps, hold.steps),
-        ("call_limit", budget.calls, standing.calls, 1),
-        ("token_limit", budget.tokens, standing.tokens, hold.tokens),
-        ("parallel_limit", budget.parallel, line.under_way.get(account.subject, 0), 1),
-    )
-    for code, limit, used, more in counts:
-        if limit is not None and more and used + more > limit:
-            found.append(Refusal(code, standing, limit - used, limit, used))
+    if budget.steps is not None:
+        found += _beyond("step_limit", budget.steps, standing, standing.steps, hold.steps)
+    if budget.calls is not None:
+        found += _beyond("call_limit", budget.calls, standing, standing.calls, 1)
+    if budget.tokens is not None:
+        found += _beyond("token_limit", budget.tokens, standing, standing.tokens, hold.tokens)
+    if budget.parallel is not None:
+        found += _beyond("parallel_limit", budget.parallel, standing, line.under_way.get(account.subject, 0), 1)
     if budget.deadline_s is not None and account.first_s and hold.at_s - account.first_s > budget.deadline_s:
         found.append(Refusal("deadline_passed", standing, 0, budget.deadline_s, hold.at_s - account.first_s))
     if budget.repeats is not None and hold.steps and hold.fingerprint:
@@ -71,6 +73,10 @@ def refusals(standing: Standing, hold: Hold, amount_nano: int) -> list[Refusal]:
         if again >= budget.repeats:
             found.append(Refusal("loop_stopped", standing, 0, budget.repeats, again))
     return found
+
+
+def _beyond(code: DenialCode, most: int, standing: Standing, used: int, more: int) -> list[Refusal]:
+    return [Refusal(code, standing, most - used, most, used)] if more and used + more > most else []
 
 
 def repeated(recent: tuple[str, ...], fingerprint: str) -> int:

@@ -58,11 +58,16 @@ class Batch(msgspec.Struct, kw_only=True):
         """What the books have changed, in the order of their entries. Gives the end of the chain then."""
         self.accounts |= {key: counts for key, counts in changes.accounts.items() if has_row(key)}
         self.holds |= changes.holds
+        if not changes.entries:
+            return end
+        seq, hash = end.seq, end.hash
         for entry in changes.entries:
-            row = entry_row(end.seq + 1, entry)
-            end = self.end = End(end.seq + 1, chained(end.hash, row))
-            self.entries.append((*row, end.hash))
-        return end
+            seq += 1
+            row = entry_row(seq, entry)
+            hash = chained(hash, row)
+            self.entries.append((*row, hash))
+        self.end = End(seq, hash)
+        return self.end
 
     def join(self, later: Batch) -> None:
         """One commit for both; what came later stands."""
@@ -118,8 +123,9 @@ class Batch(msgspec.Struct, kw_only=True):
 
 def entry_row(seq: int, entry: Entry) -> Row:
     """The columns HASHED."""
+    line, subject, start_s = entry.account
     return (
-        seq, entry.at_s, entry.hold, *entry.account, entry.amount_nano, entry.kind, entry.snapshot, entry.note,
+        seq, entry.at_s, entry.hold, line, subject, start_s, entry.amount_nano, entry.kind, entry.snapshot, entry.note,
     )  # fmt: skip
 
 

@@ -18,6 +18,7 @@ from tierwise.core.money import MAX_NANO
 from tierwise.core.request import Hints, Payer
 from tierwise.stores.ledger.accounts import RECENT_KEPT, Account, Counts, Key, Line, Load, Standing
 from tierwise.stores.ledger.admission import amount_of, denial, refusals, without_last
+from tierwise.stores.ledger.closed import Closed
 from tierwise.stores.ledger.laws import faults
 from tierwise.stores.ledger.lines import Lines
 from tierwise.stores.ledger.rows import TOP_UP, Changes, Entry, EntryKind, HoldRow, HoldState, row_of, top_up_of
@@ -66,7 +67,7 @@ class Books:
         self._open: dict[str, _Held] = {}
         self._asleep = Sleeping()
         self.forgotten_s = 0  # calls that ended before this are history: a store may have let go of them
-        self._closed: dict[str, HoldRow] = {}
+        self._closed = Closed()
         self._grants: set[str] = set()
         self._entries: deque[tuple[Account, int]] = deque()  # what was posted, one by one, as far as it is kept
         self._touched: dict[str, HoldRow] = {}
@@ -87,27 +88,28 @@ class Books:
         amount, steps = hold.amount_nano, hold.steps
         if not 0 <= amount <= MAX_NANO or steps < 0 or hold.tokens < 0:
             raise ValueError(f"hold {hold.id!r}: {amount} nano-dollars, {steps} steps cannot be held")
-        if hold.id in self._open or hold.id in self._closed or self._load_hold(hold.id) is not None:
+        if hold.id in self._open or self._closed.has_or_had(hold.id, self._load_hold):
             return None
         standings = self._standings(hold)
         amount = amount_of(hold, standings)
         denied = [found for each in standings for found in refusals(each, hold, amount)]
         if denied:
             return denial(denied, standings, hold)
-        accounts = tuple(each.account for each in standings)
+        accounts = tuple([each.account for each in standings])
+        tokens = hold.tokens
         for account in accounts:
-            line = account.line
+            line, subject = account.line, account.subject
             account.pending_nano += amount
-            account.tokens_pending += hold.tokens
+            account.tokens_pending += tokens
             account.steps += steps
             account.calls += 1
             account.open += 1
             account.first_s = account.first_s or hold.at_s
             if steps and hold.fingerprint and line.budget.repeats is not None:
                 account.recent = (*account.recent, hold.fingerprint)[-RECENT_KEPT:]
-            line.under_way[account.subject] = line.under_way.get(account.subject, 0) + 1
+            line.under_way[subject] = line.under_way.get(subject, 0) + 1
             self._dirty[account.key] = self._live[account.key] = account
-        row = row_of(hold, amount, tuple(account.key for account in accounts))
+        row = row_of(hold, amount, tuple([account.key for account in accounts]))
         self._open[hold.id] = _Held(row, accounts, hold.fingerprint if steps else "")
         self._touched[hold.id] = row
         return None
@@ -222,12 +224,9 @@ class Books:
     # -------------------------------------------------------------------------------------------- reading
 
     def passes(self, payer: Payer, hints: Hints) -> list[tuple[Line, str]]:
-        """Every budget and credit above a payer, and whose account in it is the payer's. `reading` tells what they come
-        to."""
-        session, workflow = hints.session or "", hints.workflow or ""
-        lines = self._lines.of(payer)
-        found = [(line, subject) for line in lines for subject in line.subjects(payer, session, workflow, "")]
-        return [*found, *self._prepaid_lines(payer)]
+        """Every budget and credit above a payer, and whose account in it is the payer's, for `reading`."""
+        found = self._lines.passed(payer, hints.session or "", hints.workflow or "", "")
+        return [*found, *self._prepaid_lines(payer)] if self._prepaid else found
 
     def open_holds(self) -> int:
         return len(self._open) + self._asleep.count
@@ -275,10 +274,17 @@ class Books:
         self.revision += 1
 
     def restore(
-        self, rows: list[HoldRow], prepaid: list[tuple[str, str]], live: Iterable[Key] = (), count: int | None = None
+        self,
+        rows: list[HoldRow],
+        prepaid: list[tuple[str, str]],
+        live: Iterable[Key] = (),
+        count: int | None = None,
+        last_id: str | None = None,
     ) -> None:
         """After a restart: the holds that were open, whose ends nobody saw, and who has a credit. Of many, `rows` are
-        some, `count` says how many there are and `live` on which accounts they stand: the others sleep in the store."""
+        some, `count` says how many there are and `live` on which accounts they stand: the others sleep in the store.
+        `last_id`: of all holds that are no top-ups, the one that sorts last; None: nobody looked."""
+        self._closed.last_gone = last_id
         self._prepaid |= set(prepaid)
         self._asleep.count = len(rows) if count is None else count
         for key in live:
@@ -315,14 +321,11 @@ class Books:
     def _standings(self, hold: Hold) -> list[Standing]:
         self.revision += 1  # a hold counts as traffic, also one that is refused
         request = hold.request or hold.id
-        found = [
-            line.standing(subject, hold.at_s)
-            for line in self._lines.of(hold.payer)
-            for subject in line.subjects(hold.payer, hold.session, hold.workflow, request)
-        ]
-        for each in found:
-            if each.account.line.traffic is not None:
-                each.account.line.traffic.count(request, hold.at_s)
+        passed = self._lines.passed(hold.payer, hold.session, hold.workflow, request)
+        found = [line.standing(subject, hold.at_s) for line, subject in passed]
+        for line, _ in passed:
+            if line.traffic is not None:
+                line.traffic.count(request, hold.at_s)
         found += [line.standing(subject, hold.at_s) for line, subject in self._prepaid_lines(hold.payer)]
         if hold.request_limit_nano is not None:
             cap = self._caps.standing(request, hold.at_s)
@@ -381,6 +384,8 @@ class Books:
     def _close(self, held: _Held, cost: int, tokens: int, *, released: bool) -> None:
         row = held.row
         excess = cost - row.amount_nano
+        overage = max(excess, 0)
+        self.revision += 1
         for account in held.accounts:
             account.pending_nano -= row.amount_nano
             account.tokens_pending -= row.tokens
@@ -388,22 +393,24 @@ class Books:
             account.open -= 1
             if not account.open:
                 self._live.pop(account.key, None)
-            self._post(account, cost, overage=max(excess, 0))
+            account.posted_nano += cost
+            account.overage_nano += overage
+            self._dirty[account.key] = account
             if released:  # the call was never made, so it was no step
                 account.steps -= row.steps
                 account.calls -= 1
                 account.recent = without_last(account.recent, held.fingerprint)
-            under_way = account.line.under_way
-            under_way[account.subject] = under_way.get(account.subject, 1) - 1
-            if not under_way[account.subject]:
-                del under_way[account.subject]
+            under_way, subject = account.line.under_way, account.subject
+            if left := under_way.pop(subject, 1) - 1:
+                under_way[subject] = left
         if excess > 0:
             self.overages += 1
             self.overage_nano += excess
 
     def _end(self, held: _Held, cost: int, at_s: int, state: HoldState, kind: EntryKind) -> None:
         row = msgspec.structs.replace(held.row, state=state, cost_nano=cost, closed_s=at_s)
-        self._closed[row.id] = self._touched[row.id] = row
+        self._touched[row.id] = row
+        self._closed.keep(row, ENTRIES_KEPT)
         parts: list[tuple[EntryKind, int]] = [] if state == "released" else [(kind, min(cost, row.amount_nano))]
         if cost > row.amount_nano:
             parts.append(("overage", cost - row.amount_nano))  # what a provider bills beyond the hold stands by itself
@@ -413,8 +420,6 @@ class Books:
                     at_s=at_s, hold=row.id, account=account.key, amount_nano=amount, kind=kind, snapshot=row.snapshot
                 )
                 self._enter(account, entry)
-        if len(self._closed) > ENTRIES_KEPT:
-            del self._closed[next(iter(self._closed))]
 
     def _adjust(self, row: HoldRow, difference: int, at_s: int, note: str) -> None:
         # All are looked up before the first is changed: a store that cannot find one leaves the books as they were.

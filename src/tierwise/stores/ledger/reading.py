@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from tierwise.core.budget import Balance, Lambda, is_rate
+from tierwise.core.budget import Balance, Lambda
 from tierwise.core.request import Hints, Payer
 from tierwise.stores.ledger.accounts import Line
 from tierwise.stores.ledger.books import Books
@@ -15,7 +15,7 @@ Passes = list[tuple[Line, str]]  # each budget or credit above a payer, and whos
 def balances_of(passes: Passes, at_s: int, *, rates: bool = False) -> tuple[Balance, ...]:
     """Every budget and credit as it stands, in the order of the configuration. `rates`: only hard limits on calls and
     tokens in a window."""
-    return tuple([line.balance(subject, at_s) for line, subject in passes if not rates or is_rate(line.budget)])
+    return tuple([line.balance(subject, at_s) for line, subject in passes if not rates or line.is_rate])
 
 
 def money_of(passes: Passes, at_s: int) -> Lambda:
@@ -25,19 +25,19 @@ def money_of(passes: Passes, at_s: int) -> Lambda:
     causes: list[tuple[str, float]] = []
     shares: list[tuple[float, float | None]] = []
     for line, subject in passes:
-        if line.budget.limit_nano is None and not line.credit:
+        if not line.has_money:
             continue
-        counted, start_s, end_s = line.counted(subject, at_s)
-        limit = line.limit_of(counted) or 0
-        used = counted.posted_nano + counted.pending_nano if counted else 0
+        used, limit, start_s, end_s = line.drawn(subject, at_s)
         if not line.credit:  # a credit has no pace
             price, plan = line.price_at(used, limit, start_s, end_s, at_s)
             if price > 1.0:
                 causes.append((line.label, price))
                 shares.append((used / (limit or 1), plan))
                 value = max(value, price)
-        if line.budget.hard and (left is None or max(limit - used, 0) < left):
-            left, scope = max(limit - used, 0), "credit" if line.credit else line.budget.scope
+        if line.budget.hard:
+            room = limit - used if limit > used else 0
+            if left is None or room < left:
+                left, scope = room, "credit" if line.credit else line.budget.scope
     return Lambda(value, tuple(causes), left, scope, tuple(shares))
 
 
@@ -46,16 +46,11 @@ def left_of(passes: Passes, at_s: int) -> int | None:
     money. A limit on single requests is none of them: it is new with each."""
     least: int | None = None
     for line, subject in passes:
-        if (
-            not line.budget.hard
-            or line.budget.scope == "request"
-            or (line.budget.limit_nano is None and not line.credit)
-        ):
+        if not line.has_money or not line.budget.hard or line.budget.scope == "request":
             continue
-        counted, _, _ = line.counted(subject, at_s)
-        used = counted.posted_nano + counted.pending_nano if counted else 0
-        left = (line.limit_of(counted) or 0) - used
-        least = left if least is None else min(least, left)
+        used, limit, _, _ = line.drawn(subject, at_s)
+        if least is None or limit - used < least:
+            least = limit - used
     return least
 
 

@@ -205,6 +205,7 @@ READ_STATE = "SELECT file, batch, seq, hash, pruned_s FROM state"
 READ_ACCOUNT = f"SELECT {', '.join(COUNTS)} FROM account WHERE (line, subject, start_s) = (?, ?, ?)"  # noqa: S608
 READ_OPEN_ACCOUNTS = f"SELECT line, subject, start_s, {', '.join(COUNTS)} FROM account WHERE open > 0"  # noqa: S608
 READ_HOLD = f"SELECT {', '.join(HOLD)} FROM hold WHERE id = ?"  # noqa: S608
+READ_LAST_HOLD = "SELECT id FROM hold WHERE id < 'grant ' ORDER BY id DESC LIMIT 1"
 # The oldest first, of those that began at that time or before it.
 READ_OPEN_HOLDS = f"SELECT {', '.join(HOLD)} FROM hold WHERE closed_s = 0 AND at_s <= ? ORDER BY at_s LIMIT ?"  # noqa: S608
 COUNT_OPEN_HOLDS = "SELECT count(*) FROM hold WHERE closed_s = 0"

@@ -21,7 +21,7 @@ from tierwise.core.request import Payer
 from tierwise.stores.ledger import sql
 from tierwise.stores.ledger.accounts import Counts, Key
 from tierwise.stores.ledger.audit import check_at_start
-from tierwise.stores.ledger.batch import ClaimKey, ClaimRow
+from tierwise.stores.ledger.batch import Batch, ClaimKey, ClaimRow
 from tierwise.stores.ledger.books import SUSPENSE_S, Books
 from tierwise.stores.ledger.commits import GroupCommits
 from tierwise.stores.ledger.copies import backup_to, entries_after
@@ -64,6 +64,7 @@ class SqliteLedger(GroupCommits):
 
         self._lock = Lock(path)
         self._vfs = vfs
+        self._absent: set[Key] = set()  # accounts that were looked for in vain since the last commit was cut off
         writer = reader = None
         try:
             reserve = Reserve(path, reserve_bytes)
@@ -104,7 +105,8 @@ class SqliteLedger(GroupCommits):
                 behind_s / DAY_S,
             )
         self._next.accounts = known
-        self.books.restore(rows, prepaid, known, decode(sql.COUNT_OPEN_HOLDS).get)
+        last_id = decode(sql.READ_LAST_HOLD).get or ""
+        self.books.restore(rows, prepaid, known, decode(sql.COUNT_OPEN_HOLDS).get, last_id)
         self._next.accounts = {}
         shapes = dict(decode(sql.READ_FACTS, ("traffic",)))
         for id, traffic in self._traffic():
@@ -117,7 +119,7 @@ class SqliteLedger(GroupCommits):
         """Raises Unavailable when it cannot be made durable: then nothing is held and nothing may be sent."""
         self._usable()
         # A name that no file can hold would stop every other's commit. UnicodeEncodeError is a ValueError.
-        f"{hold.id}{hold.request}{hold.session}{hold.workflow}{hold.fingerprint}{hold.payer}".encode()
+        _encode((hold.id, hold.request, hold.session, hold.workflow, hold.fingerprint, hold.payer))
         if hold.at_s < self.books.forgotten_s:
             hold = msgspec.structs.replace(hold, at_s=self._now_s())
         waiters = self._waiters.get(hold.id)
@@ -271,6 +273,10 @@ class SqliteLedger(GroupCommits):
 
     # -------------------------------------------------------------------------------------------- helpers
 
+    def _cut(self) -> Batch:
+        self._absent.clear()
+        return super()._cut()
+
     def _do_errands(self) -> None:
         self._note_traffic()
         super()._do_errands()
@@ -328,7 +334,11 @@ class SqliteLedger(GroupCommits):
         for batch in self._unwritten():
             if key in batch.accounts:
                 return batch.accounts[key]
+        if key in self._absent:  # a new conversation is asked for at the door, and held for at once
+            return None
         row = self._read(sql.READ_ACCOUNT, key)
+        if row is None:
+            self._absent.add(key)
         return counts_of(row) if row is not None else None
 
     def _load_hold(self, hold_id: str) -> HoldRow | None:

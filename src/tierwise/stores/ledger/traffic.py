@@ -41,6 +41,8 @@ class Traffic:
         self._window = (0, 0)
         self._slots: list[int] = []  # of the window's hours
         self._plan: tuple[Shape, Plan] | None = None
+        self._asked = (0, 0, 0)  # what was asked of it last,
+        self._share = 0.0  # and what the answer was
         self.is_news = False  # something was counted since `kept`
 
     def count(self, request: str, at_s: int) -> None:
@@ -71,12 +73,16 @@ class Traffic:
 
     def planned(self, start_s: int, end_s: int, at_s: int) -> float:
         """The share of a window's budget that is to be used by `at_s`."""
+        asked = (start_s, end_s, at_s)
+        if self._asked == asked and self._plan is not None and self._plan[0] is self.shape:
+            return self._share  # every request asks, and within one second the answer is the same
         if self._window != (start_s, end_s):
             self._window, self._plan = (start_s, end_s), None
             self._slots = [self.slot(at) for at in range(start_s, end_s, HOUR_S)]
         if self._plan is None or self._plan[0] is not self.shape:
             self._plan = (self.shape, plan_of(start_s, end_s, self._slots, self.shape))
-        return self._plan[1].by(at_s)
+        self._asked, self._share = asked, self._plan[1].by(at_s)
+        return self._share
 
     def slot(self, at_s: int) -> int:
         local = datetime.fromtimestamp(at_s, zone_of(self.zone))
