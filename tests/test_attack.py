@@ -19,7 +19,7 @@ from tierwise.study.intake import Intake
 from tierwise.study.outcomes import load
 from tierwise.study.settings import USUAL
 from tierwise.study.table import Table
-from tierwise.study.trust import Labels, Suspect, suspects, without
+from tierwise.study.trust import Labels, Suspect, reweighed, suspects, trusts, without
 from tierwise.watch.skew import Share, shares, skew
 
 
@@ -28,20 +28,28 @@ def honest() -> Snapshot:
     return attack.learned(attack.stories(0, 0.0))
 
 
-def test_a_key_that_lies_is_suspected_and_without_it_the_shares_stay(honest: Snapshot) -> None:
-    """5 % of all feedback, all the way from records to decisions; nobody honest is suspected."""
-    found = attack.poison(0)
-    assert found.suspected == (attack.LIAR,)
-    assert abs(found.doubted - found.clean) <= 0.02
-    assert found.poisoned - found.clean > 0.02  # else there was nothing to defend against
+def test_a_key_that_lies_hardly_moves_the_shares() -> None:
+    """5 % of all feedback, all the way from records to decisions: one that always lies is left out, and nobody honest;
+    one that lies half of the time is not sure to be found, and believed little. Many worlds: the script."""
+    found = attack.poison(5), attack.poison(2, lies=0.5)
+    assert [each.suspected for each in found] == [(attack.LIAR,), ()]
+    assert all(abs(each.doubting - each.honest) <= 0.02 for each in found)
+    assert all(each.trusting - each.honest > 0.04 for each in found)  # else there was nothing to defend against
 
 
-def test_a_prefix_moves_a_budgeted_key_by_at_most_ten_points_and_spends_no_more_than_its_cap(honest: Snapshot) -> None:
-    found = attack.prefix_attack(honest, 0, many=250)
+def test_a_prefix_raises_the_share_of_dear_replies_by_at_most_ten_points(honest: Snapshot) -> None:
+    found = attack.prefix_attack(honest, 1, many=400)
     assert found.unbounded - found.usual > 0.3  # the search does find one
-    assert found.bounded - found.usual <= 0.10
+    assert 0.0 <= found.held - found.usual <= 0.10  # without a budget
+    assert abs(found.after - found.usual) <= 0.05  # let go when it is over
+    assert found.bounded - found.usual <= 0.10  # with one, and no other hold
     assert found.answered == 1.0
     assert found.spent_nano <= found.limit_nano and not found.overdrawn
+
+
+def test_keys_that_attack_nobody_keep_their_models(honest: Snapshot) -> None:
+    found = attack.clean(honest, 0, keys=3, many=1_000)
+    assert found.dearer <= 0.05 and found.moved <= 0.002 and found.worst <= 0.005
 
 
 # ------------------------------------------------------------------------------------------------ trust
@@ -121,6 +129,44 @@ def test_honest_keys_are_suspected_no_more_often_than_stated() -> None:
     assert alarms <= 6  # 1 % of 150 is 1.5; beyond 6 by chance less than once in five hundred
 
 
+def test_honest_keys_are_believed_and_others_the_less_the_further_they_lie() -> None:
+    table, labels, expected = told(3, rows=2_400)
+    means = []
+    for score in (None, 0.5, 0.0):  # of model 0, whatever it did; about 0.65 is expected of it
+        _, labels = said(np.random.default_rng(3), expected, labels.key[labels.column == 0], 20)
+        if score is not None:
+            labels = msgspec.structs.replace(
+                labels, score=np.where((labels.key == 5) & (labels.column == 0), score, labels.score)
+            )
+        factors = trusts(table, labels, expected, 1)
+        assert ((factors > 0.0) & (factors <= 1.0)).all()
+        assert np.delete(factors, 5).mean() > 0.85
+        means.append(float(factors[5]))
+    assert means[0] > 0.8 > means[1] > means[2] and means[2] < 0.1
+
+
+def test_nobody_is_doubted_where_there_is_nobody_to_compare() -> None:
+    table, labels, expected = told(1, k5=0.0)
+    nobody = msgspec.structs.replace(labels, keys=("",) * 20)
+    assert (trusts(table, nobody, expected, 0) == 1.0).all()
+    assert (trusts(table, labels, np.full(expected.shape, np.nan), 0) == 1.0).all()
+    two = labels.key < 2
+    few = msgspec.structs.replace(
+        labels, **{name: getattr(labels, name)[two] for name in ("row", "column", "key", "score", "weight")}
+    )
+    assert (trusts(table, few, expected, 0) == 1.0).all()  # of two that differ, nobody can say who lies
+
+
+def test_how_kindly_a_key_clicks_weighs_less_than_what_it_says_of_one_model_against_another() -> None:
+    """Two keys are twelve points off for the first model, one of them for the second as well."""
+    table, labels, _ = told(1, rows=6_000)
+    off = np.isin(labels.key, [3]) | ((labels.key == 4) & (labels.column == 0))
+    labels = msgspec.structs.replace(labels, score=np.where(off, 0.38, 0.5))
+    factors = trusts(table, labels, np.full(table.quality.shape, 0.5), 1)
+    assert 1.0 > factors[3] > 1.4 * factors[4] > 0.1
+    assert (np.delete(factors, [3, 4]) == 1.0).all()
+
+
 @pytest.mark.parametrize("score", [0.0, 1.0])
 def test_a_key_that_always_says_the_same_is_found(score: float) -> None:
     table, labels, expected = told(1, k5=score)
@@ -154,6 +200,10 @@ def test_without_a_key_a_reply_has_what_the_others_said_of_it() -> None:
     assert found.hash == table.hash
     whole = without(table, labels, {"nobody"})
     assert (whole.quality == table.quality).all() and (whole.weight == table.weight).all()
+    half = reweighed(table, labels, np.array([1.0, 0.5, 1.0]))
+    assert half.quality[0, 0] == pytest.approx((0.3 * 1.0 + 0.25 * 0.0 + 0.1 * 0.5) / 0.65)
+    assert half.weight[0, 0] == pytest.approx(0.65) and half.weight[1, 1] == pytest.approx(0.25)
+    assert half.quality[1, 1] == 0.0 and (half.quality[kept] == 0.5).all()
 
 
 # ------------------------------------------------------------------------------------------------ skew

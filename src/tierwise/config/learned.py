@@ -82,7 +82,7 @@ class Learned:
             return msgspec.json.decode(data, type=State)
         except FileNotFoundError:
             told = f"there are {known[0]} to {known[-1]}" if known else "nothing was promoted yet"
-            raise _unusable(self.folder, f"has no state {serial}; {told}") from None
+            raise _unusable(self.folder, f"there is no state {serial}; {told}") from None
         except OSError as error:
             raise _unusable(path, f"cannot be read ({error.strerror})") from None
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
@@ -103,7 +103,7 @@ class Learned:
         """What served before, or at the number `to`, serves again. Raises ConfigError when there is no such state."""
         known = self.serials()
         if not known:
-            raise _unusable(self.folder, "has nothing to go back to: nothing was promoted yet")
+            raise _unusable(self.folder, "there is nothing to go back to: nothing was promoted yet")
         if to is None:
             to = known[-2] if len(known) > 1 else 0
         # Before the first there was the estimator that nobody trained.
@@ -149,7 +149,19 @@ class Learned:
         try:
             return load(self.artefacts, id)
         except (OSError, ValueError, TierwiseError) as error:
-            raise _unusable(self.artefacts / id, f"cannot serve: {error}") from None
+            # What is wrong names the file.
+            raise ConfigError((Problem(f"estimator {id} cannot serve", self._lacking(id) or str(error)),)) from None
+
+    def _lacking(self, id: str) -> str:
+        """What to say of an id that is none here; "" when it is one."""
+        try:
+            known = sorted(each.name for each in self.artefacts.iterdir() if not each.name.startswith("."))
+        except OSError:
+            known = []
+        if id in known:
+            return ""
+        there = f"there are {', '.join(known[:5])}" if known else "`tierwise fit` makes one"
+        return f"there is none of this id in {self.artefacts}; {there}"
 
     def taught(self, plain: Snapshot, *, grams: bool) -> tuple[Snapshot, tuple[str, ...]]:
         """This catalogue and these policies with what was learned, and what there is to say about it. A state that
@@ -166,7 +178,7 @@ class Learned:
                     raise _unusable(self.folder / _name(serial), f"cannot serve: {wrong[0]}")
                 found = build_with(plain, self.estimator(state.estimator), state.promises, grams=grams)
             except ConfigError as error:
-                notes.append(f"What was promoted as number {serial} does not serve: {error.problems[0].what}")
+                notes.append(f"What was promoted as number {serial} does not serve: {error.problems[0]}")
                 continue
             return found, tuple(notes)
         return build_with(plain, BuiltIn(), (), grams=grams), tuple(notes)
@@ -280,4 +292,4 @@ def _synced(folder: Path) -> None:
 
 
 def _unusable(path: Path, what: str) -> ConfigError:
-    return ConfigError((Problem(str(path), f"{path} {what}"),))
+    return ConfigError((Problem(str(path), what),))

@@ -68,12 +68,15 @@ def open_ledger(setup: Setup) -> Ledger:
 def open_app(setup: Setup, *, in_memory: bool = False) -> App:
     """The same behind its doors: an ASGI application that knows the keys. `apply` changes it while it runs."""
     from tierwise.config.runtime import Runtime
+    from tierwise.config.shares import FILE, Kept
     from tierwise.server.app import App
 
     runtime = Runtime(open_registry(None if in_memory else setup.state_dir), setup)
     router = open_router(msgspec.structs.replace(setup, budgets=runtime.budgets()), in_memory=in_memory)
     app = App(router, runtime.keyring(), body_limit_bytes=setup.server.body_limit_bytes, runtime=runtime)
     runtime.attach(app)
+    if not in_memory:
+        runtime.kept = Kept(setup.state_dir / FILE, router.books.shares)
     return app
 
 

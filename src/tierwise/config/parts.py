@@ -121,6 +121,7 @@ def _policy(name: str, entry: PolicyEntry, fallback: Policy, where: str, problem
         calls=entry.calls,
         clamp=entry.clamp,
         dearer=entry.dearer,
+        dear_rise=entry.dear_rise,
     )
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 import msgspec
 
 from tierwise.config.learned import Learned
+from tierwise.config.shares import Kept
 from tierwise.config.watching import Watching
 from tierwise.core.budget import Budget, is_rate
 from tierwise.core.errors import ConfigError, Unavailable
@@ -48,6 +49,7 @@ class Runtime:
     def __init__(self, registry: Registry, setup: Setup) -> None:
         self.registry = registry
         self.setup = setup
+        self.kept: Kept | None = None  # what is usual for each key, where it is to outlive the process
         self.learned = Learned(setup.state_dir)
         self.watching = Watching(Learned(setup.state_dir))
         self.book = self._newest = registry.read()  # the one that is served, and the one that was read last
@@ -216,9 +218,12 @@ class Runtime:
     async def watch(self) -> None:
         """Look at fresh traffic, again and again, until cancelled."""
         if self._app is not None:
-            await self.watching.follow(self._app.router.journal)
+            kept = [self.kept.follow()] if self.kept else []
+            await asyncio.gather(self.watching.follow(self._app.router.journal), *kept)
 
     def close(self) -> None:
+        if self.kept:
+            self.kept.keep()
         self.registry.close()
 
 

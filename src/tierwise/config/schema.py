@@ -151,6 +151,10 @@ class PolicyEntry(_Entry, frozen=True):
     calls: Annotated[int, Meta(ge=1, le=100, description="Calls of every kind that one request may make.")] = 12
     clamp: Annotated[bool, Meta(description="A caller's max_tokens may be lowered to what can be paid.")] = False
     dearer: Annotated[bool, Meta(description="A fallback may cost more than what failed.")] = True
+    dear_rise: Annotated[
+        float,
+        Meta(gt=0, le=1, description="How far a key's share of dear replies may rise above its usual one; 1: any."),
+    ] = 0.1
 
 
 class BudgetEntry(_Entry, frozen=True):

@@ -38,6 +38,7 @@ from tierwise.core.learned import Trained
 from tierwise.core.policy import HELPERS, AskFirst, Best, Cascade, Explore, Keep, Policy, Rules, Use, references
 from tierwise.core.promise import Ruling, as_certified, due, ruling
 from tierwise.core.refuse import refusal
+from tierwise.core.rise import reasons
 from tierwise.core.shadow import Due, rest_of, shadowed
 from tierwise.core.snapshot import Snapshot
 from tierwise.core.weigh import Weighed, baseline_nano, weigh
@@ -73,7 +74,7 @@ class _Walk:
         self.episode = episode
         self.policy: Policy = snapshot.policies[episode.policy]
         self.draw = episode.draw
-        self.reasons: list[Reason] = []
+        self.reasons: list[Reason] = reasons(episode.money)
         self.candidates: dict[str, Candidate] = {}
         self.odds: tuple[tuple[str, float], ...] = ()
         self.due: Due | None = None  # a shadow, should the story end well

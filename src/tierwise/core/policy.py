@@ -221,6 +221,7 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     calls: int = 12  # upstream calls of one request of every kind: rungs, helpers, retries
     clamp: bool = False  # a caller's max_tokens may be lowered to what can be paid
     dearer: bool = True  # a fallback may cost more than what failed
+    dear_rise: float = 0.1  # of a key's share of dear replies above what is usual for it; 1: as far as it likes
 
 
 # Where a name stands that never answers the request itself.

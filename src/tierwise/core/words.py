@@ -10,6 +10,7 @@ from typing import Any
 
 from tierwise.core.budget import Lambda
 from tierwise.core.episode import Candidate, Reason
+from tierwise.core.rise import CAUSE
 
 # Why a model was dropped, or passed over, or chosen.
 WHY_NOT = {
@@ -71,6 +72,7 @@ REASONS = {
     "promise_withdrawn": "promise {promise} no longer holds here and was withdrawn, so nothing is saved on it",
     "promise_of_another": "promise {promise} is about another estimator than the one that serves: calibrate again",
     "promise_holds": "promise {promise} is certified here",
+    "dear_share_risen": "this key's requests go to dear models more than is usual for it, so money is dearer for it",
     "floor_unreachable": "no model reaches the expected quality {floor}; the nearest is taken",
     "min_quality_unreachable": "no model reaches the quality {min_quality} that was asked for; the nearest is taken",
     "max_latency_ms_unreachable": "no model is expected within {max_latency_ms} ms; the fastest is taken",
@@ -118,6 +120,9 @@ def _cause_text(label: str, price: float, shares: tuple[float, float | None] | N
     if shares is None:  # an episode from before they were kept
         return f"the budget {label} is dear{own}"
     used, planned = shares
+    if label == CAUSE:
+        known = "" if planned is None else f", {planned:.1%} is usual for it"
+        return f"{used:.1%} of this key's last requests went to dear models{known}{own}"
     plan = "" if planned is None else f", {planned:.1%} was planned by now"
     return f"{used:.1%} of the budget {label} is spent or held{plan}{own}"
 

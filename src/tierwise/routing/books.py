@@ -17,6 +17,7 @@ from tierwise.routing.attempts import Errands
 from tierwise.routing.health import Health
 from tierwise.routing.ratios import Ratios
 from tierwise.routing.shadows import Shadows
+from tierwise.routing.shares import Shares
 from tierwise.routing.tally import Tally
 from tierwise.routing.trace import Trace
 
@@ -36,6 +37,7 @@ class Books:
         self.errands = Errands()
         self.shadows = Shadows(self, upstream)
         self.ratios = Ratios()
+        self.shares = Shares()
         self._alerts: dict[tuple[str, str, str], float] = {}  # budget -> when it was last told of
         self.in_flight = 0
         self._idle = asyncio.Event()
@@ -85,6 +87,7 @@ class Books:
         prompt = trace.request.body.decode("utf-8", "replace") if self.store_texts else None
         record = trace.record(status, code, prompt=prompt)
         self.tally.count(record)
+        self.shares.note(record, trace.snapshot.policies[trace.episode.policy].dear_rise)
         self.journal.write(record if self.store_texts else _wordless(record))
 
 

@@ -127,7 +127,8 @@ class Router:
 
     def standing(self, payer: Payer, hints: Hints, at_s: int) -> tuple[Lambda, tuple[Balance, ...]]:
         """(the price of money, every budget and credit above this payer), as they are now."""
-        return self.ledger.money(payer, hints, at_s), self.ledger.balances(payer, hints)
+        money = self.books.shares.money(self.ledger.money(payer, hints, at_s), payer.key)
+        return money, self.ledger.balances(payer, hints)
 
     async def record(self, decision_id: str, payer: Payer = Payer()) -> Record:
         """The record of a decision. Raises Unknown when there is none, or when it is another payer's."""
@@ -210,7 +211,8 @@ class Router:
 
     def _open(self, request: Request, payer: Payer, grants: tuple[str, ...], snapshot: Snapshot) -> Episode:
         resting = self.health.resting()
-        return open_episode(request, payer, grants, snapshot, self.ledger, resting, self._now, self._draw)
+        episode = open_episode(request, payer, grants, snapshot, self.ledger, resting, self._now, self._draw)
+        return self.books.shares.opened(episode)
 
     def _decide(self, snapshot: Snapshot, episode: Episode) -> Decision:
         try:
@@ -297,7 +299,7 @@ class Router:
             system, text = question(call.about, trace.request.prompt, graded)
             return wire.write_question(provider, model.name, system, text, HELPER_TOKENS)
         policy = trace.snapshot.policies[trace.episode.policy]
-        by_confidence = any(
+        by_confidence = not call.final and any(
             isinstance(plan, Cascade) and plan.accept.confidence is not None for plan in policy.plans.values()
         )
         shape = Shape(
@@ -306,7 +308,7 @@ class Router:
             max_tokens=call.max_tokens,
             default_max_tokens=model.max_output_tokens,
             reasoning="reasoning" in model.abilities,
-            logprobs=not call.final and by_confidence and "logprobs" in model.abilities,
+            logprobs=by_confidence and "logprobs" in model.abilities,
             drafts=tuple(replies[event].text for event in call.about.drafts),
         )
         return wire.write(trace.request, provider, shape)
@@ -325,7 +327,7 @@ class Router:
         self, trace: Trace, attempt: Attempt, reply: Reply, began: float, replies: dict[int, Reply]
     ) -> Event:
         usage = await counted(attempt, reply.usage, reply.output_text)
-        paid = attempt.paid(usage, reply.served, reply.service)
+        paid = attempt.paid(usage, reply.served, reply.service, reply.output_text)
         trace.note_served(attempt.model, reply.served, paid.billed)
         call = attempt.call
         after_ms = since_ms(trace.started)

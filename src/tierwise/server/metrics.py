@@ -82,6 +82,11 @@ def _families(router: Router, rejected_guesses: int) -> Iterator[Metric]:
     yield GaugeMetricFamily("tierwise_open_holds", "Money set aside right now.", value=router.ledger.open_holds())
     yield GaugeMetricFamily("tierwise_in_flight", "Requests under way.", value=router.in_flight)
     yield GaugeMetricFamily(
+        "tierwise_risen_keys",
+        "Keys for which money is dearer until their share of dear replies is back.",
+        value=len(router.books.shares.risen()),
+    )
+    yield GaugeMetricFamily(
         "tierwise_resting_models", "Models that rest after failures.", value=len(router.health.resting())
     )
     info = GaugeMetricFamily("tierwise_snapshot_info", "The snapshot that serves.", labels=("hash",))

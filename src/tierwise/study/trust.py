@@ -2,15 +2,21 @@
 
 An estimator was fitted on all labels. What a key said is held against what it expects of those very replies, the hard
 ones expected to be bad: so a key with hard requests is no liar. The mean difference of a key, model by model, is tested
-against the dice of its labels and how far honest keys lie apart (one clicks more kindly than another), two-sided. Of
-all keys and models none is suspected by chance, but for a stated share of the fits (Bonferroni). Who is suspected is
-named, to be left out and looked at; nobody's feedback is deleted.
+against the dice of its labels and how far honest keys lie apart (one clicks more kindly than another), two-sided.
+
+- `suspects`: of all keys and models none is suspected by chance, but for a stated share of the fits (Bonferroni). Who
+  is suspected is named, to be left out and looked at; nobody's feedback is deleted.
+- `trusts`: between sure and unsure there is no line, and who lies seldom stays below any. So a key is believed the less
+  the further it lies from the others: by (c / z)² beyond c, which bounds what a key can move at all (a redescending
+  weight as of M-estimators, after Holland and Welsch 1977). Looked at is each model, and each model against the
+  reference: how kindly a key clicks cancels there, and it is what moves requests from one to another.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from statistics import NormalDist
 
 import msgspec
 import numpy as np
@@ -21,6 +27,9 @@ RATE = 0.01  # of fits that suspect an honest key
 LEAST_ROWS = 15  # labels of a key on a model, before anything is said
 KINDNESS = 0.05  # how far honest keys lie apart at least, as a spread: an assumption, for a few keys cannot tell
 DIFFERENCE = 0.1  # below it, a difference harms less than the labels help
+FEW = 8  # labels of a key on a model, before it is believed less for them
+TASTE = 0.02  # how far honest keys lie apart at least in how much better they find one model than another
+DOUBTED = 0.4  # of honest keys, believed less than wholly; most of them hardly less
 
 
 class Labels(msgspec.Struct, frozen=True, kw_only=True):
@@ -63,10 +72,7 @@ def suspects(table: Table, labels: Labels, expected: Floats, *, rate: float = RA
             continue  # of two that differ, nobody can say who lies
         gone = np.array([(labels.score[of_key[k]] - wanted[of_key[k]]).mean() for k in told])
         dice = np.array([(wanted[of_key[k]] * (1 - wanted[of_key[k]])).sum() / of_key[k].size ** 2 for k in told])
-        # The usual key and the spread of keys, by medians, which a few liars do not move; what is left after the dice.
-        usual = float(np.median(gone))
-        spread = (1.4826 * float(np.median(np.abs(gone - usual)))) ** 2
-        apart = max(KINDNESS**2, spread - float(np.median(dice)))
+        usual, apart = _usual(gone, dice, KINDNESS)
         for k, difference, variance in zip(told, gone - usual, dice, strict=True):
             mean = float(labels.score[of_key[k]].mean())
             found.append(
@@ -85,18 +91,72 @@ def suspects(table: Table, labels: Labels, expected: Floats, *, rate: float = RA
     return tuple(sorted(least, key=lambda each: (each.chance, each.key)))
 
 
+def trusts(table: Table, labels: Labels, expected: Floats, reference: int) -> Floats:
+    """[keys] 0..1: by how much each key is believed, 1 where nothing speaks against it. `reference`: the column of the
+    model that the others are compared with; `expected` as for `suspects`."""
+    size = (len(labels.keys), len(table.models))
+    wanted = expected[labels.row, labels.column]
+    known = np.isfinite(wanted) & np.array([bool(each) for each in labels.keys], dtype=bool)[labels.key]
+    at, wanted = (labels.key[known], labels.column[known]), wanted[known]
+    n, gone, dice = np.zeros(size), np.zeros(size), np.zeros(size)
+    np.add.at(n, at, 1.0)
+    np.add.at(gone, at, labels.score[known] - wanted)
+    np.add.at(dice, at, wanted * (1.0 - wanted))
+    enough = n >= FEW
+    gone = np.divide(gone, n, out=np.full(size, np.nan), where=enough)
+    dice = np.divide(dice, n**2, out=np.full(size, np.nan), where=enough)
+    found = [each for each in _distances(gone, dice, reference) if each.any()]
+    if not found:
+        return np.ones(size[0])
+    usual = NormalDist().inv_cdf(1.0 - DOUBTED / 2 / len(found))
+    furthest = np.abs(found).max(axis=0)
+    believed: Floats = (usual / np.maximum(furthest, usual)) ** 2
+    return believed
+
+
+def _distances(gone: Floats, dice: Floats, reference: int) -> Iterator[Floats]:
+    """How far each key lies from the usual one, in standard deviations; 0 where nothing is known."""
+    for m in range(gone.shape[1]):
+        yield _distance(gone[:, m], dice[:, m], KINDNESS)
+        if m != reference:
+            yield _distance(gone[:, m] - gone[:, reference], dice[:, m] + dice[:, reference], TASTE)
+
+
+def _distance(gone: Floats, dice: Floats, least: float) -> Floats:
+    known = np.isfinite(gone)
+    found = np.zeros(gone.size)
+    if known.sum() >= 3:
+        usual, apart = _usual(gone[known], dice[known], least)
+        found[known] = (gone[known] - usual) / np.sqrt(dice[known] + apart)
+    return found
+
+
+def _usual(gone: Floats, dice: Floats, least: float) -> tuple[float, float]:
+    """The usual key and the variance of keys, by medians, which a few liars do not move; what is left after the dice,
+    and `least`² at least."""
+    usual = float(np.median(gone))
+    spread = (1.4826 * float(np.median(np.abs(gone - usual)))) ** 2
+    return usual, max(least**2, spread - float(np.median(dice)))
+
+
 def without(table: Table, labels: Labels, keys: Collection[str]) -> Table:
-    """The table as it would be, had these keys said nothing: a reply of which one of them said something has the mean
-    of what the others said, by weight, and their weight together, at most 1 (`labels.combined`); none is left where
-    nobody else did. The hash stays that of the data."""
-    gone = np.isin(labels.key, [k for k, name in enumerate(labels.keys) if name and name in keys])
+    """The table as it would be, had these keys said nothing."""
+    return reweighed(table, labels, np.array([float(not name or name not in keys) for name in labels.keys]))
+
+
+def reweighed(table: Table, labels: Labels, factors: Floats) -> Table:
+    """The table as it would be, did the labels of each key weigh so many times [keys] what they do: a reply of which a
+    key with another factor than 1 said something has the mean of what all said, by weight, and their weight together,
+    at most 1 (`labels.combined`); none is left where nobody has a weight. The hash stays that of the data."""
+    factor = factors[labels.key]
+    gone = factor == 0.0
     shape = table.quality.shape
     touched = np.zeros(shape, dtype=bool)
-    touched[labels.row[gone], labels.column[gone]] = True
+    touched[labels.row[factor != 1.0], labels.column[factor != 1.0]] = True
     weight, total = np.zeros(shape), np.zeros(shape)
-    at = (labels.row[~gone], labels.column[~gone])
-    np.add.at(weight, at, labels.weight[~gone])
-    np.add.at(total, at, labels.weight[~gone] * labels.score[~gone])
+    at, weights = (labels.row[~gone], labels.column[~gone]), (labels.weight * factor)[~gone]
+    np.add.at(weight, at, weights)
+    np.add.at(total, at, weights * labels.score[~gone])
     rest = np.divide(total, weight, out=np.full(shape, np.nan), where=weight > 0)
     return msgspec.structs.replace(
         table,

@@ -14,6 +14,7 @@ import msgspec
 
 from tierwise.core.ports import Record, Story
 from tierwise.core.request import FEATURES_VERSION
+from tierwise.core.rise import is_dear
 from tierwise.study.histograms import MIX, Histogram, counted
 from tierwise.study.table import inputs_of
 from tierwise.watch import drift, skew
@@ -26,7 +27,6 @@ LOOKS = DAY_S // LOOK_S
 NOTABLE = 0.1  # an index below it is customarily read as nothing, however sure the test is
 KEYS = 1_000  # that are remembered: those with the most requests
 KEPT = 50  # findings in workloads, beside those of all requests together
-DEAR = 0.5  # a reply is dear that cost at least this part of what the baseline would have cost
 
 
 class Drifting(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -83,12 +83,10 @@ def _answered(record: Record) -> bool:
 
 def _dear(record: Record) -> bool | None:
     """None where it says nothing of how requests are routed: who names a model or a tier gets it."""
-    episode, outcome = record.episode, record.outcome
+    episode = record.episode
     if not _answered(record) or episode.pinned or episode.policy.startswith("tier:"):
         return None
-    if outcome.cost_nano is None or not outcome.baseline_nano:
-        return None
-    return outcome.cost_nano >= DEAR * outcome.baseline_nano
+    return is_dear(record.outcome)
 
 
 def _together(one: Mapping[str, Share], other: Mapping[str, Share], part: int = 1) -> dict[str, Share]:
