@@ -14,9 +14,14 @@ from support.worlds import AT_S
 
 from tierwise.cli.evaluate import _made, _plain, _renew
 from tierwise.cli.main import app
+from tierwise.core.learned import Trained
+from tierwise.study import bench as module
 from tierwise.study import page, trials
+from tierwise.study import yardsticks as ys
 from tierwise.study.bench import Bench, bench
+from tierwise.study.fit import FitError
 from tierwise.study.plots import svg
+from tierwise.study.table import Table
 
 CONFIG = """
 providers:
@@ -34,6 +39,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write(made(300, seed=2, models=2), found, "two")
     write(made(20, seed=3), found, "tiny")
     return found
+
+
+def without_costs(table: Table) -> Table:
+    return msgspec.structs.replace(table, cost_usd=np.full_like(table.cost_usd, np.nan))
 
 
 @pytest.fixture(scope="module")
@@ -84,6 +93,59 @@ def test_the_page_has_a_table_for_each_and_keeps_what_stands_around_it(done: Ben
         page.renewed("nothing here", text)
 
 
+@pytest.mark.parametrize("models", [2, 3])
+def test_a_set_without_costs_has_the_yardsticks_that_need_none(
+    models: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trials, "TIMED", 5)
+    monkeypatch.setattr(trials, "LABELLED", (200,))
+    write(without_costs(made(700, seed=1, models=models)), tmp_path, "free")
+    done = bench(tmp_path, seeds=1, draws=2)
+    (free,) = done.sets
+    assert free.speed and not free.harm and not free.stability
+    assert {each.n for each in free.kept} == {200}
+    assert len(free.sources) == (2 if models == 2 else 0)
+    text = page.text(done)
+    assert "Costs are not known" in text and "nan" not in text
+    assert ("All sources together: APGR" in text) == (models == 2)
+    assert not [each for each in page.targets(done) if "saving" in each.about]
+    assert "<path" not in svg(done.sets)
+    assert json.loads(msgspec.json.encode(_plain(done)))["sets"][0]["evaluation"]["seeds"][0]["span"] is None
+
+
+def test_labels_that_are_all_bad_have_a_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trials, "TIMED", 5)
+    table = made(100, seed=1)
+    write(msgspec.structs.replace(table, quality=np.zeros_like(table.quality)), tmp_path, "bad")
+    text = page.text(bench(tmp_path, seeds=1, draws=2))
+    assert "Every quality is 0, so there is nothing to tell apart" in text
+    assert "Promises were not put to the test" in text
+
+
+def test_a_part_that_cannot_be_measured_leaves_the_rest(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trials, "TIMED", 5)
+
+    def failing(table: Table, seed: int) -> Trained:
+        if "proofs" not in table.workloads:  # as where a source is held out, and too little is left
+            raise FitError("nothing can be learned from so few")
+        return train(table, seed)
+
+    train = module.train
+    monkeypatch.setattr(module, "train", failing)
+    done = bench(folder, seeds=1, draws=2)
+    assert [each.left_out for each in done.sets] == [
+        ("held out proofs: nothing can be learned from so few",),
+        ("source letters: nothing can be learned from so few", "held out proofs: nothing can be learned from so few"),
+    ]
+    assert "Not measured: held out proofs: nothing can be learned from so few" in page.text(done)
+    monkeypatch.setattr(module, "train", lambda table, seed: failing(table.take([]), seed))
+    assert bench(folder, seeds=1, draws=2).left_out == (
+        *[each for each in done.left_out if each.startswith("tiny:")],
+        "three: nothing can be learned from so few",
+        "two: nothing can be learned from so few",
+    )
+
+
 def test_targets_are_met_by_their_figures_alone(done: Bench) -> None:
     three = msgspec.structs.replace(done.sets[0], speed=trials.Speed(0.2, 0.9, 500, 3, 10), stability={"typos": 0.94})
     found = {each.about: each for each in page.targets(msgspec.structs.replace(done, sets=(three,)))}
@@ -91,6 +153,20 @@ def test_targets_are_met_by_their_figures_alone(done: Bench) -> None:
     assert not found["three: same model after small changes"].met
     slow = msgspec.structs.replace(three, speed=trials.Speed(0.2, 1.1, 500, 3, 10))
     assert not page.targets(msgspec.structs.replace(done, sets=(slow,)))[-1].met
+
+
+def test_what_is_saved_in_calls_is_not_held_against_what_is_asked_of_money(done: Bench) -> None:
+    none = ys.Mean(0.7, 0.0, 2)
+    kept = trials.Kept(
+        kind="agreement", alpha=0.02, delta=0.1, n=1_000, draws=2, certified=1, violated=0, violated_whole=0,
+        saving=none, loss=none,
+    )  # fmt: skip
+    paid = msgspec.structs.replace(done.sets[0], kept=(kept,))
+    seeds = tuple(msgspec.structs.replace(each, cheapest="") for each in paid.evaluation.seeds)
+    free = msgspec.structs.replace(paid, evaluation=msgspec.structs.replace(paid.evaluation, seeds=seeds))
+    for one, many in ((paid, 1), (free, 0)):
+        found = page.targets(msgspec.structs.replace(done, sets=(one,)))
+        assert sum("certified saving" in each.about for each in found) == many
 
 
 def test_a_source_that_gains_does_not_pay_for_one_that_is_harmed(done: Bench) -> None:

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import Any
 
-import duckdb
 import msgspec
 import numpy as np
 import pytest
 from support.learned import trained
 from support.worlds import BIG, MID, RIVAL, TINY, catalogue, episode, replied
 
-from tests.test_cli import run
 from tierwise.core.decide import decide
 from tierwise.core.episode import Answer, Call, Refuse
 from tierwise.core.learned import DENSE
@@ -22,7 +19,7 @@ from tierwise.core.promise import Promise, Segment
 from tierwise.core.request import Features
 from tierwise.core.snapshot import build
 from tierwise.study import cascades
-from tierwise.study.calibrate import calibrate, prepared, unusable
+from tierwise.study.calibrate import calibrate, unusable
 from tierwise.study.fit import predict
 from tierwise.study.labels import SOUND_WEIGHT
 from tierwise.study.table import Floats, Table, inputs_of
@@ -209,6 +206,28 @@ def test_rows_without_the_references_outcome_are_counted_and_say_nothing() -> No
     assert (found.status, found.n) == ("uncertified", 0)
 
 
+@pytest.mark.parametrize(("n", "status"), [(3_000, "certified"), (60, "uncertified")])
+def test_rows_without_the_cheaper_model_s_outcome_are_counted(n: int, status: str) -> None:
+    table = made(n)
+    quality, weight = table.quality.copy(), table.weight.copy()
+    quality[::3, 1:] = np.nan
+    weight[1::3, 1:] = SOUND_WEIGHT / 2  # said of, and not soundly
+    holey = with_changes(table, quality=quality, weight=weight)
+    seen = table.groups[: n // 2]
+    found = only(calibrate(holey, ESTIMATOR, kind="choice", seen=seen, **ASKED))
+    assert found.status == status
+    assert (found.n, found.unlabelled) == (n // 6, n // 3)
+    assert only(calibrate(table, ESTIMATOR, kind="choice", seen=seen, **ASKED)).unlabelled == 0
+
+
+def test_labels_that_never_differ_promise_nothing() -> None:
+    table = made(1_000)
+    for quality in (0.0, 1.0):
+        same = with_changes(table, quality=np.full_like(table.quality, quality))
+        found = only(calibrate(same, ESTIMATOR, kind="choice", **ASKED))
+        assert found.status == "uncertified" and f"every label here is {quality:g}" in found.why
+
+
 def test_rows_of_training_choose_and_never_certify() -> None:
     table = made(1_000)
     seen = table.groups[:700]
@@ -350,70 +369,3 @@ def test_what_cannot_be_asked_is_said(changes: dict[str, Any], said: str) -> Non
 def test_the_same_data_and_seed_give_the_same_promise() -> None:
     one, other = (calibrate(made(800), ESTIMATOR, kind="agreement", seed=3, **ASKED) for _ in range(2))
     assert msgspec.json.encode(one) == msgspec.json.encode(other)
-
-
-# ------------------------------------------------------------------------------------------------ the command
-
-
-def files(folder: Path, n: int, seed: int = 0) -> Path:
-    """Sums of two numbers in the outcome format: two cheap models that are mostly right, and a dear one."""
-    generator = np.random.default_rng(seed)
-    prompts, outcomes = [], []
-    for i in range(n):
-        a, b = (int(each) for each in generator.integers(1, 999, 2))
-        prompts.append({"prompt_id": f"{seed}-{i}", "prompt": f"What is {a} and {b} together?", "source": "sums"})
-        for model, right, cost in ((BIG.id, 0.97, 0.01), (MID.id, 0.9, 0.0005), (TINY.id, 0.9, 0.0001)):
-            good = bool(generator.random() < right)
-            said = a + b if good else int(generator.integers(2_000, 9_000))
-            outcomes.append(
-                {
-                    "prompt_id": f"{seed}-{i}",
-                    "model": model,
-                    "quality": float(good),
-                    "cost_usd": cost,
-                    "pred": str(said),
-                }
-            )
-    folder.mkdir()
-    database = duckdb.connect()
-    for name, rows in (("prompts", prompts), ("outcomes", outcomes)):
-        (folder / f"{name}.json").write_bytes(msgspec.json.encode(rows))
-        target = folder / f"sums.{name}.parquet"
-        database.execute(f"COPY (FROM read_json('{folder / name}.json')) TO '{target}'")
-        (folder / f"{name}.json").unlink()
-    return folder
-
-
-def command(folder: Path, *words: str) -> tuple[int, str]:
-    state = ("--state", str(folder / "state"), "--model-reference", BIG.id, "--name", "p")
-    ran = run("calibrate", *words, *state, cwd=folder)
-    return ran.returncode, ran.stdout + ran.stderr
-
-
-def test_the_command_makes_an_estimator_and_a_promise_about_it(tmp_path: Path) -> None:
-    data = files(tmp_path / "data", 800)
-    code, told = command(tmp_path, str(data))
-    assert code == 0, told
-    assert "certified" in told and "tierwise promote --estimator" in told
-    promise = msgspec.json.decode((tmp_path / "state/learned/p.promise.json").read_bytes(), type=Promise)
-    assert (tmp_path / "state/learned/artefacts" / promise.estimator / "manifest.json").is_file()
-    assert promise.segments[0].n == pytest.approx(600, abs=2)
-    # The same estimator again: what it was fitted on must be named, and be what it was.
-    fresh = files(tmp_path / "fresh", 100, seed=1)
-    artefacts = tmp_path / "state/learned/artefacts"
-    for estimator, trained_on, said in (
-        (promise.estimator, None, "--trained-on"),
-        (promise.estimator, [fresh], "was not fitted on these data"),
-        (None, [fresh], "--estimator"),
-    ):
-        with pytest.raises(ValueError, match=said):
-            prepared([fresh], BIG.id, artefacts, estimator, trained_on)
-    code, told = command(tmp_path, str(fresh), "--estimator", promise.estimator)
-    assert code == 2 and "--trained-on" in told and "Traceback" not in told
-
-
-def test_the_command_says_no_where_the_data_are_few(tmp_path: Path) -> None:
-    code, told = command(tmp_path, str(files(tmp_path / "data", 160)), "--json")
-    assert code == 1, told
-    (segment,) = msgspec.json.decode(told)["segments"]
-    assert segment["status"] == "uncertified" and segment["missing"] > 0

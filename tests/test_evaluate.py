@@ -16,10 +16,11 @@ from tierwise.core.policy import Best, Policy, Use
 from tierwise.core.snapshot import build
 from tierwise.study import trials, ways
 from tierwise.study import yardsticks as ys
-from tierwise.study.evaluate import EvaluateError, Evaluation, complete, evaluate, parts
+from tierwise.study.evaluate import Evaluation, evaluate, parts
 from tierwise.study.play import catalogue_of
 from tierwise.study.simulate import lines, simulate
 from tierwise.study.table import Table
+from tierwise.study.whole import EvaluateError, complete
 
 LARGE, MIDDLE, SMALL = MODELS
 FORCE = {LARGE: (3.0, 1.0), MIDDLE: (2.5, 4.0), SMALL: (2.0, 6.0)}
@@ -128,7 +129,7 @@ def test_nothing_is_chosen_by_what_the_test_says(found: Evaluation) -> None:
 def test_what_carries_no_evaluation_is_said() -> None:
     with pytest.raises(EvaluateError, match="one model only"):
         evaluate(made(100).only([LARGE]), by_hand)
-    with pytest.raises(EvaluateError, match=r"50 prompts have an outcome .* and 60 are the least"):
+    with pytest.raises(EvaluateError, match=r"50 prompts have outcomes of two models \(.* and 60 are the least"):
         evaluate(made(50), by_hand)
 
 

@@ -13,11 +13,24 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.support.records import NOON
-from tierwise.core.episode import Answer, Call, Decision, Episode, Event, Grade, Reason, Replied, ReplyFacts, Told
+from tierwise.core.budget import Denial
+from tierwise.core.episode import (
+    Answer,
+    Call,
+    Decision,
+    Denied,
+    Episode,
+    Event,
+    Grade,
+    Reason,
+    Replied,
+    ReplyFacts,
+    Told,
+)
 from tierwise.core.money import Usage
-from tierwise.core.ports import Feedback, Outcome, Record, Story
+from tierwise.core.ports import Feedback, Heard, Outcome, Record, Story
 from tierwise.core.request import Features, Payer
-from tierwise.stores import journal as sqlite
+from tierwise.stores import journal_reads
 from tierwise.stores.journal import SqliteJournal
 from tierwise.stores.memory import MemoryJournal
 from tierwise.study import labels
@@ -165,6 +178,29 @@ def test_odds_are_those_of_the_call_and_of_the_shadow() -> None:
     assert {r.outcome.model: r.outcome.odds for r in taken_of(story).replies} == {"s": None, "L": 0.05}
 
 
+def test_where_exploration_was_denied_the_odds_are_left_out_and_counted(tmp_path: Path) -> None:
+    """The dice chose L at 0.05 and its budget said no, so s answered whatever they said."""
+    denied = Denied(at="x", model="L", after_ms=1, denial=Denial(scope="tag", affordable_nano=0), explored=True)
+    own = msgspec.structs.replace(denied, explored=False)
+    odds = (("L", 0.05), ("s", 0.95))
+    found = {}
+    with Intake(tmp_path) as intake:
+        for name, event in (("explored", denied), ("own", own)):
+            story = a_story(name, event, replied("s"), decisions=(serve("L", *odds), serve("s", *odds)))
+            found[name] = [reply.outcome.odds for reply in taken_of(story).replies]
+            intake.add(story)
+        assert intake.finish().denied == 1
+    assert found == {"explored": [None], "own": [0.95]}
+    # The odds of a shadow are its own.
+    shadow = Decision(
+        step=Answer(at="x", event=1),
+        shadow=Call(at="x", model="M", worst_case_nano=9),
+        reasons=(Reason("x", "shadow", (("model", "M"), ("odds", 0.25))),),
+    )
+    story = a_story("a", denied, replied("s"), decisions=(serve("L", *odds), shadow), shadows=(replied("M"),))
+    assert {r.outcome.model: r.outcome.odds for r in taken_of(story).replies} == {"s": None, "M": 0.25}
+
+
 def test_texts_are_kept_where_the_journal_has_them_and_no_longer_than_a_table_takes() -> None:
     def text(*words: str) -> str | None:
         body = msgspec.json.encode({"model": "auto", "messages": [{"role": "user", "content": each} for each in words]})
@@ -292,7 +328,7 @@ async def stories(journal: Any, since_s: int, until_s: int) -> list[Story]:
 async def test_stories_come_in_order_whole_and_with_what_was_said(
     journal: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sqlite, "STORY_ROWS", 3)
+    monkeypatch.setattr(journal_reads, "STORY_ROWS", 3)
     records = {}
     for i, at_s in enumerate((5, 3, 9, 5, 5, 5, 1, 9, 10)):
         record = a_story(f"{i}", replied("s")).record
@@ -308,6 +344,49 @@ async def test_stories_come_in_order_whole_and_with_what_was_said(
     assert found[0].record == records["1"]
     assert found[2] == Story(msgspec.structs.replace(records["3"], shadows=(shadow,)), tuple(notes))
     assert await stories(journal, 20, 30) == []
+
+
+async def test_what_is_said_late_is_heard_once_and_beside_what_was_known(
+    journal: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(journal_reads, "STORY_ROWS", 2)
+    for i in range(4):
+        record = a_story(f"{i}", replied("s")).record
+        journal.write(msgspec.structs.replace(record, episode=msgspec.structs.replace(record.episode, at_s=10 + i)))
+
+    def note(of: int, score: float) -> Feedback:
+        return Feedback(decision_id=f"{of}", at_s=0, score=score)
+
+    async def late(since: Heard, until: Heard, before_s: int = 13) -> list[tuple[str, list[float], list[float], int]]:
+        found = [each async for piece in journal.late(since, until, before_s) for each in piece]
+        return [
+            (
+                each.now.record.episode.id,
+                [said.score for said in each.before.feedback],
+                [said.score for said in each.now.feedback],
+                len(each.now.record.shadows) - len(each.before.record.shadows),
+            )
+            for each in found
+        ]
+
+    nothing = await journal.heard()
+    assert nothing == Heard()
+    for each in (note(0, 0.0), note(3, 0.1), Feedback(decision_id="gone", at_s=0, score=1.0)):
+        journal.feedback(each)
+    first = await journal.heard()
+    for each in (note(2, 0.2), note(0, 0.3)):
+        journal.feedback(each)
+    journal.shadow("1", 11, replied("L"))
+    journal.shadow("3", 13, replied("L"))
+    second = await journal.heard()
+    assert sorted(await late(nothing, first)) == [("0", [], [0.0], 0)]  # 3 began at 13, which is not before 13
+    assert sorted(await late(first, second)) == [("0", [0.0], [0.0, 0.3], 0), ("1", [], [], 1), ("2", [], [0.2], 0)]
+    assert ("3", [0.1], [0.1], 1) in await late(first, second, 14)
+    assert await late(second, await journal.heard()) == []
+    # What was said later than a place is not known there.
+    settled = [story async for piece in journal.stories(10, 14, first) for story in piece]
+    assert [[said.score for said in each.feedback] for each in settled] == [[0.0], [], [], [0.1]]
+    assert not any(each.record.shadows for each in settled)
     assert (await journal.stray_feedback(0, 8), await journal.stray_feedback(8, 9_000)) == (1, 0)
 
 

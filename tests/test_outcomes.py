@@ -280,6 +280,11 @@ def generated(folder: Path, many: int, models: int) -> None:
         ),
         ([{**row, "source": ""} for row in prompts()], answers(), "100% of the prompts name no workload"),
         (prompts(), [*answers(), {"prompt_id": "p0", "model": "x"}], "for no outcome of theirs has a quality: x"),
+        (
+            prompts(),
+            [{**row, "quality": None} if row["model"] == "cheap" and i < 3 else row for i, row in enumerate(answers())],
+            "say nothing of how good their model is: 2 of cheap",
+        ),
     ],
 )
 def test_what_is_thin_is_read_and_said(asked: Rows, given: Rows, note: str, tmp_path: Path) -> None:

@@ -10,8 +10,9 @@ import pytest
 from support.learned import trained
 from support.tables import MODELS, made
 
+from tierwise.core.budget import Denial
 from tierwise.core.decide import decide
-from tierwise.core.episode import Answer, Call, Decision, Episode, Replied
+from tierwise.core.episode import Answer, Call, Decision, Denied, Episode, Replied
 from tierwise.core.learned import Trained, dense
 from tierwise.core.money import Usage
 from tierwise.core.policy import Accept, Best, Cascade, Exploration, Explore, Plan, Policy, Rule, Rules, Use, When
@@ -213,6 +214,34 @@ def test_logs_with_odds_say_what_another_policy_would_have_been_worth() -> None:
             assert each.why == ""
             assert abs(each.mean - mean) < 4 * each.error
     assert 0 < (truth.model == 0).mean() < 1
+
+
+def test_what_exploration_s_budget_denied_is_left_out_of_the_estimates_and_counted() -> None:
+    """Half of the explored calls of the large model were denied, and the small one answered. Put down to the large one,
+    its bad answers would say that it is bad."""
+    table = made(1_200, seed=7)
+    served = snapshot(EXPLORING, table=table)
+    records, labels = journal(served, table)
+    spent = 0
+    for i, record in enumerate(records):
+        first = record.decisions[0].step
+        if i % 2 and isinstance(first, Call) and first.explored and first.model == LARGE:
+            no = Denied(at=first.at, model=LARGE, after_ms=1, denial=Denial(scope="tag"), explored=True)
+            story = msgspec.structs.replace(record.episode, events=(no,))
+            usual = decide(served, story)
+            assert isinstance(usual.step, Call)
+            story = story.then(Replied(at=usual.step.at, model=SMALL, after_ms=1, usage=Usage(), cost_nano=1))
+            decisions = (record.decisions[0], usual, decide(served, story))
+            records[i] = msgspec.structs.replace(record, episode=story, decisions=decisions)
+            labels[story.id] = 0.0
+            spent += 1
+    found = replay(snapshot({"start": Use((LARGE,))}, table=table), records, labels)
+    assert spent > 50
+    assert (found.logged, found.denied) == (1_200 - spent, spent)
+    truth = table.quality[:, table.models.index(LARGE)].mean()
+    snips = next(each for each in found.qualities if each.method == "snips")
+    assert abs(snips.mean - truth) < 4 * snips.error
+    assert any(f"{spent} requests that the dice had chosen" in note for note in found.notes)
 
 
 def test_a_model_that_was_never_tried_cannot_be_said() -> None:

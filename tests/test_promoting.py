@@ -165,7 +165,7 @@ def test_going_back_from_nothing_says_so(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="nothing to go back to"):
         Learned(tmp_path).rollback()
     Learned(tmp_path).write(lambda before: before)
-    with pytest.raises(ConfigError, match="has no state 7; there are 1 to 1"):
+    with pytest.raises(ConfigError, match="there is no state 7; there are 1 to 1"):
         Learned(tmp_path).rollback(7)
 
 
@@ -270,7 +270,18 @@ def test_what_cannot_be_promoted_says_why(command: Command, tmp_path: Path, word
     code, _, told = command(*words)
     assert code == 2
     assert said in told
+    assert told.count(".tierwise/learned") <= 1  # a path is said once
     assert Learned(tmp_path / ".tierwise").serials() == []
+
+
+def test_an_artefact_that_is_not_there_or_not_sound_is_named_once(command: Command, tmp_path: Path) -> None:
+    learned = Learned(tmp_path / ".tierwise")
+    id = kept(learned, trained({BIG.id: (2.0, 0.0), TINY.id: (1.0, 0.0)}))
+    code, _, told = command("promote", "--estimator", "0123456789abcdef")
+    assert code == 2 and f"there are {id}" in told and told.count(str(learned.artefacts.name)) == 1
+    (learned.artefacts / id / "manifest.json").write_text("{")
+    code, _, told = command("promote", "--estimator", id)
+    assert code == 2 and "manifest.json" in told and told.count(str(learned.artefacts.name)) == 1
 
 
 def test_a_plan_without_a_journal_says_so(command: Command) -> None:

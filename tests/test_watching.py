@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import random
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import msgspec
@@ -16,9 +17,10 @@ from tierwise.config.watching import Watching
 from tierwise.core.decide import decide
 from tierwise.core.episode import Told
 from tierwise.core.policy import Best
-from tierwise.core.ports import Outcome, Record
+from tierwise.core.ports import Feedback, Heard, Journal, Outcome, Record
 from tierwise.core.promise import Promise, Segment
 from tierwise.core.snapshot import Snapshot
+from tierwise.stores.journal import SqliteJournal
 from tierwise.stores.memory import MemoryJournal
 
 BEGUN_S = 1_780_000_000
@@ -48,19 +50,17 @@ def answered(snapshot: Snapshot, number: int, own: float, best: float | None, wo
     )
     first = decide(snapshot, begun)
     story = begun.then(replied(first.step.at, TINY.id))  # type: ignore[union-attr]
-    shadows = ()
-    if best is not None:
-        grades = [
-            Told(at=f"s!{of}", model="acme/grader", after_ms=900, topic="grade", score=score, of=of)
-            for of, score in ((0, own), (1, best))
-        ]
-        shadows = (replied("s", BIG.id), *grades)
+    shadows = () if best is None else (replied("s", BIG.id), grade(0, own), grade(1, best))
     return Record(
         episode=story,
         decisions=(first, decide(snapshot, story)),
         outcome=Outcome(status="answered", routed=TINY.id),
         shadows=shadows,
     )
+
+
+def grade(of: int, score: float) -> Told:
+    return Told(at=f"s!{of}", model="acme/grader", after_ms=900, topic="grade", score=score, of=of)
 
 
 def settled(tmp_path: Path, promise: Promise) -> Watching:
@@ -128,6 +128,131 @@ async def test_what_is_looked_at_piece_by_piece_adds_up(tmp_path: Path) -> None:
     whole = await once.look(journal, BEGUN_S + 500)
     pieces = [each for at in range(11, 501, 7) for each in await often.look(journal, BEGUN_S + at)]
     assert len(whole) == len(pieces) == 1
+
+
+@pytest.fixture(params=["memory", "sqlite"])
+async def journal(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Journal]:
+    made = MemoryJournal(5_000) if request.param == "memory" else SqliteJournal(tmp_path / "journal.sqlite")
+    yield made
+    await made.close()
+
+
+def human(number: int, score: float) -> Feedback:
+    return Feedback(decision_id=f"e{number:05d}", at_s=BEGUN_S, score=score, source="human")
+
+
+async def bets(watching: Watching) -> tuple[int, float]:
+    seen = watching.read()
+    assert seen is not None
+    return seen.watch.bets[0].n, seen.watch.bets[0].total_loss
+
+
+async def test_labels_that_come_after_a_request_was_settled_count_once_when_they_come(
+    tmp_path: Path, journal: Journal
+) -> None:
+    promise = promised()
+    snapshot, watching = serving(promise), settled(tmp_path, promise)
+    for number in range(4):
+        journal.write(answered(snapshot, number, 0.0, None))
+    journal.write(answered(snapshot, 4, 1.0, 1.0))  # labelled in time
+    journal.shadow("e00003", BEGUN_S + 13, replied("s", BIG.id))
+    await watching.look(journal, BEGUN_S + 100)
+    assert await bets(watching) == (1, 0.0)
+    for number in range(3):
+        for event in (replied("s", BIG.id), grade(0, 0.0), grade(1, 1.0)):
+            journal.shadow(f"e{number:05d}", BEGUN_S + 10 + number, event)
+    journal.shadow("e00003", BEGUN_S + 13, grade(1, 1.0))  # of one reply only
+    journal.feedback(human(4, 0.0))  # a change of mind: what was bet stays
+    await watching.look(journal, BEGUN_S + 101)
+    assert await bets(watching) == (4, 3.0)
+    journal.feedback(human(3, 1.0))  # and of the other
+    journal.feedback(human(2, 1.0))
+    # As a new process, whose memory is the file.
+    watching = Watching(watching.learned, lag_s=0)
+    await watching.look(journal, BEGUN_S + 102)
+    await watching.look(journal, BEGUN_S + 103)
+    assert await bets(watching) == (5, 3.0)
+    seen = watching.read()
+    assert seen is not None
+    assert seen.counts[0].requests == 105.0  # each request once, and a hundred of the calibration
+
+
+async def test_a_weaker_label_does_not_let_a_request_count_again(tmp_path: Path, journal: Journal) -> None:
+    """A failed check is a sound label and a passed one is not: who says one and then the other takes soundness back."""
+    promise = promised()
+    snapshot, watching = serving(promise), settled(tmp_path, promise)
+    journal.write(answered(snapshot, 0, 0.0, None))
+    for event in (replied("s", BIG.id), grade(1, 1.0)):
+        journal.shadow("e00000", BEGUN_S + 10, event)
+    for at, score in enumerate((0.0, 1.0, 0.0)):
+        journal.feedback(msgspec.structs.replace(human(0, score), source="check"))
+        await watching.look(journal, BEGUN_S + 100 + at)
+        assert await bets(watching) == (1, 1.0)
+
+
+async def test_a_promise_that_only_late_labels_refute_is_withdrawn(tmp_path: Path, journal: Journal) -> None:
+    promise = promised()
+    snapshot, watching = serving(promise), settled(tmp_path, promise)
+    for number in range(100):
+        journal.write(answered(snapshot, number, 0.0, None))
+        for event in (replied("s", BIG.id), grade(1, 1.0)):
+            journal.shadow(f"e{number:05d}", BEGUN_S + 10 + number, event)
+    assert await watching.look(journal, BEGUN_S + 1_000) == ()
+    for number in range(100):
+        journal.feedback(human(number, 0.0))
+    assert [each.workload for each in await watching.look(journal, BEGUN_S + 9_000)] == [""]
+
+
+class Chatty(MemoryJournal):
+    """Something is said while it is looked at."""
+
+    async def heard(self) -> Heard:
+        found = await super().heard()
+        self.shadow("e00000", BEGUN_S + 10, grade(0, 0.0))
+        return found
+
+
+async def test_what_is_said_during_a_look_counts_at_the_next_and_once(tmp_path: Path) -> None:
+    promise = promised()
+    snapshot, watching, journal = serving(promise), settled(tmp_path, promise), Chatty(10)
+    journal.write(answered(snapshot, 0, 0.0, None))
+    for event in (replied("s", BIG.id), grade(1, 1.0)):
+        journal.shadow("e00000", BEGUN_S + 10, event)
+    counted = []
+    for at in range(3):
+        await watching.look(journal, BEGUN_S + 100 + at)
+        counted.append(await bets(watching))
+    assert counted == [(0, 0.0), (1, 1.0), (1, 1.0)]
+
+
+async def test_a_memory_from_before_late_labels_counts_nothing_twice(tmp_path: Path, journal: Journal) -> None:
+    promise = promised()
+    snapshot, watching = serving(promise), settled(tmp_path, promise)
+    journal.write(answered(snapshot, 0, 1.0, None))
+    for event in (replied("s", BIG.id), grade(0, 0.0), grade(1, 1.0)):
+        journal.shadow("e00000", BEGUN_S + 10, event)
+    await watching.look(journal, BEGUN_S + 100)
+    seen = watching.read()
+    assert seen is not None
+    watching.path.write_bytes(msgspec.json.encode(msgspec.structs.replace(seen, heard=None)))
+    await watching.look(journal, BEGUN_S + 101)
+    assert await bets(watching) == (1, 1.0)
+
+
+async def test_a_journal_that_was_replaced_is_heard_from_now_on(tmp_path: Path) -> None:
+    promise = promised()
+    snapshot, watching = serving(promise), settled(tmp_path, promise)
+    old, new = MemoryJournal(5_000), MemoryJournal(5_000)
+    for number in range(3):
+        old.feedback(human(number, 1.0))
+    await watching.look(old, BEGUN_S + 100)
+    new.write(answered(snapshot, 1, 0.0, None))
+    new.feedback(human(1, 0.0))
+    await watching.look(new, BEGUN_S + 101)
+    for event in (replied("s", BIG.id), grade(1, 1.0)):
+        new.shadow("e00001", BEGUN_S + 11, event)
+    await watching.look(new, BEGUN_S + 102)
+    assert await bets(watching) == (1, 1.0)
 
 
 async def test_a_broken_memory_begins_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

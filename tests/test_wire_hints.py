@@ -94,6 +94,7 @@ def test_a_header_wins_over_the_body() -> None:
         ("max_cost_usd", "lots"),
         ("max_cost_usd", True),
         ("max_cost_usd", 1e30),
+        ("max_cost_usd", 1e-10),
         ("max_cost_usd", []),
         ("max_latency_ms", 0),
         ("max_latency_ms", 1.5),
@@ -119,6 +120,14 @@ def test_a_hint_of_the_wrong_type_is_refused_by_name(key: str, value: Any) -> No
     assert str(refused("openai_chat", {**CHAT, "tierwise": {key: value}}).param).startswith(f"tierwise.{key}")
     error = refused("anthropic", {**MESSAGE, "metadata": {"tierwise": {key: value}}})
     assert str(error.param).startswith(f"metadata.tierwise.{key}")
+
+
+@pytest.mark.parametrize("sent", ["0.0000000001", "0.00000000099"])
+def test_a_cap_below_the_smallest_amount_is_refused_and_told_as_it_was_sent(sent: str) -> None:
+    message = refused("openai_chat", CHAT, x_tierwise_max_cost_usd=sent).message
+    assert message == f"x-tierwise-max-cost-usd: {sent!r} is below the smallest amount, which is 0.000000001 USD."
+    assert read("openai_chat", CHAT, x_tierwise_max_cost_usd="0.000000001").hints.max_cost_nano == 1
+    assert read("openai_chat", CHAT, x_tierwise_max_cost_usd="0").hints.max_cost_nano == 0
 
 
 def test_an_unknown_hint_is_refused_with_the_nearest_name() -> None:

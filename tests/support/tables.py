@@ -67,7 +67,7 @@ def write(table: Table, folder: Path, name: str) -> Path:
             "prompt_id": id,
             "model": model,
             "quality": float(table.quality[i, m]),
-            "cost_usd": float(table.cost_usd[i, m]),
+            "cost_usd": None if np.isnan(table.cost_usd[i, m]) else float(table.cost_usd[i, m]),
             "output_tokens": float(table.output_tokens[i, m]),
             "pred": f"answer {table.answers[i, m]}",
         }

@@ -30,7 +30,7 @@ from tierwise.cli.common import (
 
 if TYPE_CHECKING:
     from tierwise.core.ports import Journal, Story
-    from tierwise.core.promise import Promise
+    from tierwise.core.promise import Judges, Promise
     from tierwise.study.holdings import Report
     from tierwise.study.intake import IntakeReport
     from tierwise.study.table import Table
@@ -121,24 +121,26 @@ def calibrate(
 
     from tierwise.config.learned import Learned, written
     from tierwise.study.calibrate import calibrate as certify
-    from tierwise.study.calibrate import prepared
+    from tierwise.study.prepared import prepared
 
     home = Learned(state_folder(state, config_path(config)))
     try:
-        table, trained, seen = prepared(data, model_reference, home.artefacts, estimator, trained_on, seed=seed)
+        given = prepared(data, model_reference, home.artefacts, estimator, trained_on, seed=seed)
         promise = certify(
-            table,
-            trained,
+            given.table,
+            given.trained,
             name=name,
             kind=kind,
             alpha=alpha,
             delta=1.0 - confidence,
             reference=model_reference,
             models=model,
-            seen=seen,
+            seen=given.seen,
             seed=seed,
             by_workload=not together,
             made_s=int(time.time()),
+            judges=given.judges,
+            left_out=given.left_out,
         )
     except ValueError as error:
         stop(str(error), WRONG)
@@ -147,7 +149,7 @@ def calibrate(
     target = out or home.folder / f"{name}.promise.json"
     target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     written(target, msgspec.json.format(msgspec.json.encode(promise), indent=1))
-    show(promise, True) if json else _show_promise(promise, table, target)
+    show(promise, True) if json else _show_promise(promise, given.table, target)
     if not any(each.status == "certified" for each in promise.segments):
         sys.exit(NO)
 
@@ -226,6 +228,9 @@ def _show_intake(taken: IntakeReport) -> None:
     say(f"{taken.labelled:,} of {taken.replies:,} replies have labels")
     for source, many in taken.sources:
         say(f"{many:,} from {clean(source)}", "  ")
+    if taken.denied:
+        why = "the dice had chosen to explore, and its budget said no"
+        say(f"left out: the odds of {taken.denied:,} requests; {why}", "  ")
     if taken.late:
         say(f"{taken.late:,} labels came more than a day after the request", "  ")
     if taken.stray_feedback:
@@ -277,15 +282,36 @@ def _show_tuning(file: Path, report: TuningReport) -> None:
         say(f"left out: {many:,}, {WHY[why]}", "  ")
 
 
+def _wrong(judges: Judges) -> str:
+    bad, good = judges.wrong_bad, judges.wrong_good
+    if bad == good:
+        return f"{100 * bad:g} times in 100"
+    return f"{100 * bad:g} times in 100 where they say bad, {100 * good:g} where they say good"
+
+
 def _show_promise(promise: Promise, table: Table, file: Path) -> None:
+    import numpy as np
+
     from tierwise.study.calibrate import unusable
 
     without = unusable(table, promise.reference)
     if without:
         say(f"{without:,} of {len(table.ids):,} requests have no sound outcome of {promise.reference} and say nothing")
+    for key in promise.left_out:
+        say(f"labels of the key {clean(key)} are left out: they do not fit what all others say")
+    if promise.judges:
+        say("A loss is a loss as these labels see it:")
+        for judges in promise.judges:
+            say(f"{judges.labels:,} from {clean(judges.kind)}, taken to be wrong {_wrong(judges)}", "  ")
+    else:
+        say("The data do not say who judged: their qualities are taken as they stand.")
+    if np.isnan(table.cost_usd).all(axis=0).any():
+        say("Of some models no cost is known; where they answer, what is saved is counted in calls of the reference.")
     for each in promise.segments:
         where = clean(each.workload) or ("everything else" if len(promise.segments) > 1 else "all workloads")
         say(f"{where}: {each.status}, {each.n:,} labelled requests tested")
+        if each.unlabelled:
+            say(f"{each.unlabelled:,} more are left out: of a cheaper model's reply there nothing sound is known", "  ")
         if each.n:
             say(f"loss {each.loss:.2%}, at most {each.bound:.2%}; share {each.share:.1%}, saved {each.saved:.1%}", "  ")
         if each.models:

@@ -19,7 +19,7 @@ import msgspec
 from tierwise.config.learned import Learned, State, written
 from tierwise.core.errors import ConfigError, TierwiseError
 from tierwise.core.ports import Journal, Story
-from tierwise.watch.audit import Broken, Seen, look
+from tierwise.watch.audit import Broken, Seen, look, look_at_late
 from tierwise.watch.fresh import drift_words, drifting, look_at_drift, look_at_skew, skew_words, skewing
 
 if TYPE_CHECKING:
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("tierwise")
 LOOK_S = 30
-# Labels come after replies: grades of shadows within a minute, people's within the hour. What is said later than this
-# counts when a router is trained again, and not here.
+# Labels come after replies: grades of shadows within a minute, people's mostly within the hour. So long a request waits
+# until it is settled with all that was said of it; what is said later counts when it comes.
 LAG_S = 3_600
 FILE = "watch.json"
 TOLD = 20  # drifts in the log at one look; what else there is `tierwise drift` shows
@@ -62,10 +62,16 @@ class Watching:
             return ()
         broken: list[Broken] = []
         inputs = await asyncio.to_thread(self.inputs, state.estimator)
-        async for stories in journal.stories(seen.until_s, until_s):
+        heard = await journal.heard()
+        # Of the settled ones those of which something new was said, then those that are settled now. Where the numbers
+        # begin anew, in another journal, nothing is heard once rather than something twice.
+        async for late in journal.late(seen.heard or heard, heard, seen.until_s):
+            seen, found = await asyncio.to_thread(look_at_late, seen, late, state.promises)
+            broken += found
+        async for stories in journal.stories(seen.until_s, until_s, heard):
             seen, found = await asyncio.to_thread(self._taken, seen, stories, state, inputs)
             broken += found
-        seen = await asyncio.to_thread(_looked, msgspec.structs.replace(seen, until_s=until_s), inputs)
+        seen = await asyncio.to_thread(_looked, msgspec.structs.replace(seen, until_s=until_s, heard=heard), inputs)
         # Withdrawn first: a crash in between withdraws again, which changes nothing, and never forgets.
         for each in broken:
             await asyncio.to_thread(self.learned.withdraw, each.promise, each.workload, each.why)

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
+from math import ceil, exp, expm1
 from typing import get_args
 
 import msgspec
@@ -78,7 +79,7 @@ class Trained(msgspec.Struct, frozen=True, kw_only=True, tag="trained"):
     stranger: bytes = b""  # float32 [1], 0..1; empty: 1
 
 
-class Score(msgspec.Struct, frozen=True):
+class Score(msgspec.Struct, frozen=True, gc=False):
     """What training knows of one model and one request; chances with their interval."""
 
     low: float
@@ -116,9 +117,18 @@ class Heads:
         # Where no workload was told apart in training, every request is one like those.
         self.stranger = float(_floats(trained.stranger)[0]) if trained.stranger and trained.workloads else 1.0
         self.tokens, self.latency = (_Logs.of(each, models) for each in (trained.tokens, trained.latency))
+        self._doubts: list[float] = self.doubt.tolist()
+        self._last: tuple[Features, str, dict[str, Score]] | None = None
 
     def scores(self, features: Features, workload: str) -> dict[str, Score]:
-        """One for each model that was trained on."""
+        """One for each model that was trained on; nobody may change it. The last answer is kept, because everything
+        that is decided of one request asks for it: its plan, its baseline, and what comes after each event."""
+        last = self._last
+        if last is None or last[0] is not features or last[1] != workload:
+            self._last = last = (features, workload, self._scores(features, workload))
+        return last[2]
+
+    def _scores(self, features: Features, workload: str) -> dict[str, Score]:
         plain = standardised(np.array(dense(features), dtype=np.float32), self.shift, self.scale)
         said = plain @ self.dense_weights
         kept = numbers(features.grams)
@@ -131,39 +141,35 @@ class Heads:
             score = self.bias + said + self.workload_weights[at]
         else:
             score = self.bias + self.usual + self.stranger * (said - self.usual)
-        exponent = (self.slope * score + self.intercept).tolist()
+        exponent: list[float] = (self.slope * score + self.intercept).tolist()
         tokens, latency = self.tokens.counts(plain), self.latency.counts(plain)
-        doubt = self.doubt.tolist()
+        each = zip(self.column, exponent, self._doubts, tokens, latency, strict=True)
         return {
-            name: Score(
-                chance(exponent[m] - doubt[m]),
-                chance(exponent[m]),
-                chance(exponent[m] + doubt[m]),
-                tokens[m],
-                latency[m],
-            )
-            for name, m in self.column.items()
+            name: Score(chance(at - doubt), chance(at), chance(at + doubt), length, time)
+            for name, at, doubt, length, time in each
         }
 
 
 class _Logs(msgspec.Struct, frozen=True):
     """Weights of log(1 + count), [D + 1, M], and which models have any."""
 
-    weights: Floats
+    slopes: Floats
+    constant: Floats  # empty where nobody counted
     known: tuple[bool, ...]
 
     @staticmethod
     def of(data: bytes, models: int) -> _Logs:
         weights = _floats(data).reshape(-1, models)
-        return _Logs(weights, tuple(bool(column.any()) for column in weights.T))
+        known = tuple(bool(column.any()) for column in weights.T)
+        return _Logs(weights[:-1], weights[-1] if any(known) else _floats(b""), known)
 
     def counts(self, plain: Floats) -> list[int | None]:
         """At least 1, up to nine million (e^16)."""
-        if not any(self.known):
+        if not self.constant.size:
             return [None] * len(self.known)
-        found = (plain @ self.weights[:-1] + self.weights[-1]).tolist()
+        found: list[float] = (plain @ self.slopes + self.constant).tolist()
         return [
-            max(1, math.ceil(math.expm1(min(each, 16.0)))) if known else None
+            (1 if each <= 0.0 else ceil(expm1(each if each < 16.0 else 16.0))) if known else None
             for each, known in zip(found, self.known, strict=True)
         ]
 
@@ -213,7 +219,7 @@ def chance(exponent: float) -> float:
     """The logistic function, for any number."""
     if exponent < -700.0:  # exp() would overflow
         return 0.0
-    return 1.0 / (1.0 + math.exp(-exponent))
+    return 1.0 / (1.0 + exp(-exponent))
 
 
 def problems(trained: Trained) -> list[str]:

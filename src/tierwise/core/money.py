@@ -156,6 +156,8 @@ class Price(msgspec.Struct, frozen=True):
 
     def rates(self, at_s: int, prompt_tokens: int, service: Service = "standard") -> Rates:
         """The rates of a call at this time with a prompt of this length."""
+        if len(self.rows) == 1:
+            return self.rows[0].rates
         for row in reversed(self.rows):
             if row.above_prompt_tokens < prompt_tokens and row.holds(at_s, service):
                 return row.rates
@@ -230,6 +232,15 @@ def usd_to_nano(usd: str | int | float | Decimal, *, what: str = "amount") -> in
     nano = int(exactly.multiply(exact, NANO_PER_USD).to_integral_value(rounding=ROUND_CEILING, context=exactly))
     if nano > MAX_NANO:
         raise ValueError(f"{what}: {usd!r} is more than this system can count")
+    return nano
+
+
+def cap_to_nano(usd: str | int | float | Decimal, *, what: str = "amount") -> int:
+    """`usd_to_nano` of an amount that bounds spending. Raises ValueError also for one that is above zero and below the
+    smallest amount: rounded up it would allow more than was said."""
+    nano = usd_to_nano(usd, what=what)
+    if nano == 1 and Decimal(str(usd)) < Decimal("1e-9"):
+        raise ValueError(f"{what}: {usd!r} is below the smallest amount, which is {dollars(1)}")
     return nano
 
 

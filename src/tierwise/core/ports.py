@@ -153,6 +153,20 @@ class Story(msgspec.Struct, frozen=True):
     feedback: tuple[Feedback, ...]
 
 
+class Heard(msgspec.Struct, frozen=True):
+    """How much of what was said has been heard: feedback and what came of shadows are numbered as they come, from 1."""
+
+    feedback: int = 0
+    shadows: int = 0
+
+
+class Late(msgspec.Struct, frozen=True):
+    """A story of which more was said: as it was known before, and as it is."""
+
+    before: Story
+    now: Story
+
+
 class Journal(Protocol):
     """Where episodes are kept. Writing never waits and never fails a request; what had to be dropped is counted."""
 
@@ -169,8 +183,18 @@ class Journal(Protocol):
     async def read(self, decision_id: str) -> Record | None: ...
     async def read_snapshot(self, hash: str) -> bytes | None: ...
     async def recent(self, limit: int) -> list[Record]: ...
-    def stories(self, since_s: int, until_s: int) -> AsyncIterator[list[Story]]:
-        """Every episode that began in since_s <= t < until_s, the oldest first, a piece at a time."""
+    def stories(self, since_s: int, until_s: int, heard: Heard | None = None) -> AsyncIterator[list[Story]]:
+        """Every episode that began in since_s <= t < until_s, the oldest first, a piece at a time, with what was said
+        until `heard`; None: until now."""
+        ...
+
+    async def heard(self) -> Heard:
+        """All that was said until now."""
+        ...
+
+    def late(self, since: Heard, until: Heard, began_before_s: int) -> AsyncIterator[list[Late]]:
+        """Episodes that began before this second and of which something was said after `since`, up to `until`: a piece
+        at a time, in each of which an episode stands once, as it was known before that piece and with it."""
         ...
 
     async def stray_feedback(self, since_s: int, until_s: int) -> int:

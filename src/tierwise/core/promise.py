@@ -29,6 +29,7 @@ class Segment(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     threshold: float = 0.0  # the most that training may expect `models[0]` to lose on a request that it may answer
     further: float = -1.0  # and where the models of an agreement are asked that it does not need; −1: nowhere
     n: int = 0  # labelled requests that it was tested on
+    unlabelled: int = 0  # requests that it was not, for one of `models` has no sound label there; the reference has
     loss: float = 0.0  # measured on them
     bound: float = 0.0  # the loss is at most this, with the promise's confidence
     share: float = 0.0  # of these requests that the reference need not answer
@@ -46,6 +47,16 @@ class Segment(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         return not self.workloads or self.workloads[at : at + 1] == (workload,)
 
 
+class Judges(msgspec.Struct, frozen=True):
+    """Labels of one kind that a promise rests on, and the chances that one is taken to be wrong: when it says bad, and
+    when it says good. A loss is a loss as they see it."""
+
+    kind: str  # human, user, grader, check, agreement, or as the data name it
+    labels: int
+    wrong_bad: float
+    wrong_good: float
+
+
 class Promise(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """`kind`: "choice" answers with one of the models or the reference, "agreement" with what several of the models say
     alike, as a rung of a cascade whose last rung is the reference."""
@@ -60,6 +71,8 @@ class Promise(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     data_hash: str
     segments: tuple[Segment, ...]
     similarity: float = 0.6  # of an agreement, the least at which replies say the same, as in `Accept`
+    judges: tuple[Judges, ...] = ()  # the most labels first; empty: the data did not say who judged
+    left_out: tuple[str, ...] = ()  # keys whose labels were not believed
 
     def withdrawn(self, workload: str, why: str, at_s: int) -> Promise:
         """The same without this certified segment; itself where there is none to withdraw."""

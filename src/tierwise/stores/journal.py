@@ -22,8 +22,9 @@ import msgspec
 
 from tierwise.core.episode import Failed, Replied, Told
 from tierwise.core.errors import Closed, TierwiseError
-from tierwise.core.ports import Feedback, Record, Story
+from tierwise.core.ports import Feedback, Heard, Late, Record, Story
 from tierwise.stores import journal_sql as sql
+from tierwise.stores.journal_reads import ALL, Reader, steps
 from tierwise.stores.journal_rows import HOUR_S, RECENT_MAX, Total, counts, sums
 from tierwise.stores.ledger.windows import DAY_S
 from tierwise.stores.sqlite_file import open_file
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
 BATCH_ROWS = 512  # rows in one transaction
 MANY = 64  # rows in one statement
 GATHER_S = 0.2  # how long the writer lets rows gather after the first; a reader cuts it short
-STORY_ROWS = 500  # read at once, so that no request's record waits long to be written
 FORGET_EVERY_S = 3_600.0
 FORGET_ROWS = 500  # deleted at once, so that writing does not wait long behind it
 
@@ -125,9 +125,7 @@ class SqliteJournal:
         self._counting = threading.Lock()
         self._is_closed = False
         self._encode = msgspec.json.Encoder().encode
-        self._record = msgspec.json.Decoder(Record)
-        self._feedback = msgspec.json.Decoder(Feedback)
-        self._shadows = msgspec.json.Decoder(Replied | Failed | Told)
+        self._reader = Reader(partial(self._lost, 0))
         self._connection = open_file(path)
         self._thread = threading.Thread(target=self._run, name="tierwise-journal", daemon=True)
         self._thread.start()
@@ -177,7 +175,7 @@ class SqliteJournal:
 
         def work(connection: apsw.Connection) -> Record | None:
             data = connection.execute(sql.READ_RECORD, (decision_id,)).get
-            return None if data is None else self._whole(connection, decision_id, data)
+            return None if data is None else self._reader.whole(connection, decision_id, data)
 
         return await self._ask(work)
 
@@ -195,39 +193,30 @@ class SqliteJournal:
             found = []
             for decision_id, data in connection.execute(sql.READ_RECENT, (max(min(limit, RECENT_MAX), 0),)):
                 try:
-                    found.append(self._whole(connection, decision_id, data))
+                    found.append(self._reader.whole(connection, decision_id, data))
                 except msgspec.MsgspecError as error:
                     self._lost(0, f"the record of {decision_id} cannot be read: {error}")
             return found
 
         return await self._ask(work)
 
-    async def stories(self, since_s: int, until_s: int) -> AsyncIterator[list[Story]]:
-        """Records with what was said of them, the oldest first, STORY_ROWS at a time. What is written meanwhile may be
-        among them. A row that cannot be read is left out and named in `last_error`."""
+    async def stories(self, since_s: int, until_s: int, heard: Heard | None = None) -> AsyncIterator[list[Story]]:
+        """Records with what was said of them, the oldest first, some hundreds at a time. What is written meanwhile may
+        be among them. A row that cannot be read is left out and named in `last_error`."""
         place: tuple[int, int] | None = (since_s, -1)
         while place is not None:
-            found, place = await self._ask(partial(self._piece, place, until_s))
+            found, place = await self._ask(partial(self._reader.piece, place, until_s, heard or ALL))
             if found:
                 yield found
 
-    def _piece(
-        self, after: tuple[int, int], until_s: int, connection: apsw.Connection
-    ) -> tuple[list[Story], tuple[int, int] | None]:
-        """The stories after this (at_s, rowid), and the place of the last; None when there may be no more."""
-        rows: list[tuple[int, int, str, str]]
-        rows = connection.execute(sql.READ_BETWEEN, (*after, until_s, STORY_ROWS)).fetchall()  # type: ignore[assignment]
-        found = []
-        place = None
-        for at_s, rowid, decision_id, data in rows:
-            place = (at_s, rowid)
-            try:
-                said = connection.execute(sql.READ_FEEDBACK, (decision_id,))
-                feedback = tuple(self._feedback.decode(each) for (each,) in said)
-                found.append(Story(self._whole(connection, decision_id, data), feedback))
-            except msgspec.MsgspecError as error:
-                self._lost(0, f"the record of {decision_id} cannot be read: {error}")
-        return found, place if len(rows) == STORY_ROWS else None
+    async def heard(self) -> Heard:
+        return await self._ask(self._reader.heard)
+
+    async def late(self, since: Heard, until: Heard, began_before_s: int) -> AsyncIterator[list[Late]]:
+        for before, now in steps(since, until):
+            found = await self._ask(partial(self._reader.late, before, now, began_before_s))
+            if found:
+                yield found
 
     async def stray_feedback(self, since_s: int, until_s: int) -> int:
         def work(connection: apsw.Connection) -> int:
@@ -235,20 +224,10 @@ class SqliteJournal:
 
         return await self._ask(work)
 
-    def _whole(self, connection: apsw.Connection, decision_id: str, data: str) -> Record:
-        """The record with its shadows."""
-        record = self._record.decode(data)
-        shadows = tuple(self._shadows.decode(each) for (each,) in connection.execute(sql.READ_SHADOWS, (decision_id,)))
-        return msgspec.structs.replace(record, shadows=shadows) if shadows else record
-
     async def feedback_of(self, decision_id: str) -> list[Feedback]:
         """What was said of one reply, in the order it was said."""
 
-        def work(connection: apsw.Connection) -> list[Feedback]:
-            rows = connection.execute(sql.READ_FEEDBACK, (decision_id,))
-            return [self._feedback.decode(data) for (data,) in rows]
-
-        return await self._ask(work)
+        return await self._ask(partial(self._reader.feedback_of, decision_id))
 
     async def totals(self, since_s: int) -> list[Total]:
         """Sums for each model since the full hour of `since_s`, the dearest first."""

@@ -67,8 +67,8 @@ INSERT INTO feedback (decision_id, at_s, score, source, data) VALUES (?, ?, ?, ?
 # What was asked beside an episode for learning alone.
 ADD_SHADOW = "INSERT INTO shadows (decision_id, at_s, data) VALUES (?, ?, ?)"
 
-# Of one episode, in its order.
-READ_SHADOWS = "SELECT data FROM shadows WHERE decision_id = ? ORDER BY rowid"
+# Of one episode, in its order, up to a number.
+READ_SHADOWS = "SELECT data FROM shadows WHERE decision_id = ? AND rowid <= ? ORDER BY rowid"
 
 # A snapshot under its hash; the same hash is the same data.
 ADD_SNAPSHOT = """
@@ -96,8 +96,20 @@ WHERE at_s >= ? AND at_s < ? AND NOT EXISTS (SELECT 1 FROM episodes WHERE id = f
 # One snapshot by its hash.
 READ_SNAPSHOT = "SELECT data FROM snapshots WHERE hash = ?"
 
-# What was said of one reply, in the order it was said.
-READ_FEEDBACK = "SELECT data FROM feedback WHERE decision_id = ? ORDER BY rowid"
+# What was said of one reply, in the order it was said, up to a number.
+READ_FEEDBACK = "SELECT data FROM feedback WHERE decision_id = ? AND rowid <= ? ORDER BY rowid"
+
+# The last numbers of what was said.
+READ_HEARD = "SELECT coalesce((SELECT MAX(rowid) FROM feedback), 0), coalesce((SELECT MAX(rowid) FROM shadows), 0)"
+
+# Episodes before some time of which something was said, by its numbers: (?1, ?2] of feedback, (?3, ?4] of shadows.
+READ_LATE = """
+SELECT id, record FROM episodes
+WHERE at_s < ?5 AND id IN (
+    SELECT decision_id FROM feedback WHERE rowid > ?1 AND rowid <= ?2
+    UNION SELECT decision_id FROM shadows WHERE rowid > ?3 AND rowid <= ?4 AND at_s < ?5
+) ORDER BY at_s, rowid
+"""
 
 # Sums for each model since an hour, the dearest first.
 READ_TOTALS = """

@@ -14,7 +14,7 @@ import msgspec
 from tierwise.core.budget import Budget, Charge, Denial, Hold
 from tierwise.core.episode import Failed, Replied, Told
 from tierwise.core.errors import Closed
-from tierwise.core.ports import CLAIM_S, Claim, Feedback, Record, Story
+from tierwise.core.ports import CLAIM_S, Claim, Feedback, Heard, Late, Record, Story
 from tierwise.core.request import Payer
 from tierwise.stores.journal_rows import RECENT_MAX, Total, newest, totals_of
 from tierwise.stores.ledger.books import Books
@@ -94,7 +94,9 @@ class MemoryJournal:
     def __init__(self, limit: int = 1000) -> None:
         self._limit = limit
         self._records: OrderedDict[str, Record] = OrderedDict()
-        self._feedback: deque[Feedback] = deque(maxlen=limit)
+        self._feedback: deque[tuple[int, Feedback]] = deque(maxlen=limit)
+        self._numbers: dict[str, tuple[int, ...]] = {}  # of an episode's shadows
+        self._heard = Heard()
         self._snapshots: OrderedDict[str, bytes] = OrderedDict()
         self._is_closed = False
         self.dropped = 0  # what came after the end; to forget the oldest is what a ring is for
@@ -105,16 +107,19 @@ class MemoryJournal:
             return
         self._records[record.episode.id] = record
         if len(self._records) > self._limit:
-            self._records.popitem(last=False)
+            self._numbers.pop(self._records.popitem(last=False)[0], None)
 
     def shadow(self, decision_id: str, at_s: int, event: Replied | Failed | Told) -> None:
         if not self._refuses() and decision_id in self._records:
             record = self._records[decision_id]
+            self._heard = Heard(self._heard.feedback, self._heard.shadows + 1)
             self._records[decision_id] = msgspec.structs.replace(record, shadows=(*record.shadows, event))
+            self._numbers[decision_id] = (*self._numbers.get(decision_id, ()), self._heard.shadows)
 
     def feedback(self, feedback: Feedback) -> None:
         if not self._refuses():
-            self._feedback.append(feedback)
+            self._heard = Heard(self._heard.feedback + 1, self._heard.shadows)
+            self._feedback.append((self._heard.feedback, feedback))
 
     def snapshot(self, hash: str, data: bytes) -> None:
         if self._refuses():
@@ -136,22 +141,48 @@ class MemoryJournal:
         self._must_be_open()
         return newest(self._records.values(), min(limit, RECENT_MAX))
 
-    async def stories(self, since_s: int, until_s: int) -> AsyncIterator[list[Story]]:
+    async def stories(self, since_s: int, until_s: int, heard: Heard | None = None) -> AsyncIterator[list[Story]]:
         """All at once: there are never many."""
         self._must_be_open()
         found = [record for record in self._records.values() if since_s <= record.episode.at_s < until_s]
         if found:
             found.sort(key=lambda record: record.episode.at_s)
-            yield [Story(record, tuple(await self.feedback_of(record.episode.id))) for record in found]
+            yield [self._story(record, heard or self._heard) for record in found]
+
+    async def heard(self) -> Heard:
+        self._must_be_open()
+        return self._heard
+
+    async def late(self, since: Heard, until: Heard, began_before_s: int) -> AsyncIterator[list[Late]]:
+        """All at once."""
+        self._must_be_open()
+        ids = {each.decision_id for number, each in self._feedback if since.feedback < number <= until.feedback}
+        for id, numbers in self._numbers.items():
+            if any(since.shadows < number <= until.shadows for number in numbers):
+                ids.add(id)
+        about = [record for id, record in self._records.items() if id in ids and record.episode.at_s < began_before_s]
+        if about:
+            about.sort(key=lambda record: record.episode.at_s)
+            yield [Late(self._story(record, since), self._story(record, until)) for record in about]
+
+    def _story(self, record: Record, heard: Heard) -> Story:
+        id = record.episode.id
+        later = sum(number > heard.shadows for number in self._numbers.get(id, ()))
+        if later:
+            record = msgspec.structs.replace(record, shadows=record.shadows[:-later])
+        said = (each for number, each in self._feedback if number <= heard.feedback and each.decision_id == id)
+        return Story(record, tuple(said))
 
     async def stray_feedback(self, since_s: int, until_s: int) -> int:
         self._must_be_open()
-        return sum(since_s <= each.at_s < until_s and each.decision_id not in self._records for each in self._feedback)
+        return sum(
+            since_s <= each.at_s < until_s and each.decision_id not in self._records for _, each in self._feedback
+        )
 
     async def feedback_of(self, decision_id: str) -> list[Feedback]:
         """What was said of one reply, in the order it was said."""
         self._must_be_open()
-        return [feedback for feedback in self._feedback if feedback.decision_id == decision_id]
+        return [feedback for _, feedback in self._feedback if feedback.decision_id == decision_id]
 
     async def totals(self, since_s: int) -> list[Total]:
         """Sums for each model since the full hour of `since_s`, over the records that are kept."""

@@ -17,15 +17,17 @@ from typing import Literal
 import msgspec
 import numpy as np
 
+from tierwise.core.errors import TierwiseError
 from tierwise.core.learned import Trained
 from tierwise.study import trials
 from tierwise.study import yardsticks as ys
-from tierwise.study.evaluate import EvaluateError, Evaluation, Seeded, complete, gathered, least_checked, one_seed
+from tierwise.study.evaluate import Evaluation, Seeded, gathered, one_seed
 from tierwise.study.files import pairs_of
 from tierwise.study.fit import fit
 from tierwise.study.outcomes import load
 from tierwise.study.table import Table, split
 from tierwise.study.ways import rates_of, scores
+from tierwise.study.whole import EvaluateError, Whole, whole
 
 Progress = Callable[[str], None]
 Kind = Literal["seed", "source", "held out", "promises", "stability", "speed"]
@@ -58,6 +60,7 @@ class Done(msgspec.Struct, frozen=True, kw_only=True):
 
     unit: Unit
     took_s: float
+    why_not: str = ""  # nothing: this is why
     seed: Seeded | None = None
     source: SourceFigures | None = None
     harm: trials.Harm | None = None
@@ -84,6 +87,7 @@ class SetResult(msgspec.Struct, frozen=True, kw_only=True):
     kept: tuple[trials.Kept, ...]
     stability: dict[str, float]
     speed: trials.Speed | None
+    left_out: tuple[str, ...] = ()  # what could not be measured, and why
 
 
 class Bench(msgspec.Struct, frozen=True, kw_only=True):
@@ -101,46 +105,50 @@ def bench(
     say = progress or (lambda line: None)
     begin = time.perf_counter()
     pairs = pairs_of([folder])
-    tables: dict[str, Table] = {}
+    wholes: dict[str, Whole] = {}
     units: list[Unit] = []
     left_out = []
     for pair in pairs:
-        table = _read(str(pair.prompts))
         try:
-            least_checked(table, complete(table))
+            wholes[pair.name] = part = whole(_read(str(pair.prompts)))
         except EvaluateError as error:
             left_out.append(f"{pair.name}: {error}")
             continue
-        tables[pair.name] = table
-        units += _units(str(pair.prompts), pair.name, table, seeds)
+        units += _units(str(pair.prompts), pair.name, part, seeds)
     done: list[Done] = []
     for each in _work(units, draws, workers):
         done.append(each)
         unit = each.unit
         say(f"{len(done)}/{len(units)} {unit.name}: {unit.kind} {unit.what or unit.seed} ({each.took_s:.0f} s)")
+    sets = []
+    for name, part in wholes.items():
+        mine = [each for each in done if each.unit.name == name]
+        no = next((each.why_not for each in mine if each.unit.kind == "seed" and each.why_not), "")
+        if no:
+            left_out.append(f"{name}: {no}")
+        else:
+            sets.append(_result(name, part, mine))
     return Bench(
         seeds=seeds,
         took_s=time.perf_counter() - begin,
-        sets=tuple(
-            _result(name, table, [each for each in done if each.unit.name == name]) for name, table in tables.items()
-        ),
+        sets=tuple(sets),
         left_out=tuple(left_out),
     )
 
 
-def _units(path: str, name: str, table: Table, seeds: int) -> Iterator[Unit]:
+def _units(path: str, name: str, part: Whole, seeds: int) -> Iterator[Unit]:
     """The longest first, so that no core waits for the last one. The time is taken alone, at the end."""
-    whole = complete(table)
     for n in trials.LABELLED:
         yield Unit(path, name, "promises", 0, str(n))
     for seed in range(seeds):
         yield Unit(path, name, "seed", seed)
-        if len(table.models) == 2:
-            for source in _large(whole):
+        if len(part.table.models) == 2:
+            for source in _large(part.table):
                 yield Unit(path, name, "source", seed, source)
-    for source in trials.sources(whole):
-        yield Unit(path, name, "held out", 0, source)
-    yield Unit(path, name, "stability", 0)
+    if part.priced:
+        for source in trials.sources(part.table):
+            yield Unit(path, name, "held out", 0, source)
+        yield Unit(path, name, "stability", 0)
     yield Unit(path, name, "speed", 0)
 
 
@@ -158,11 +166,20 @@ def _work(units: Sequence[Unit], draws: int, workers: int) -> Iterator[Done]:
 def run(unit: Unit, draws: int) -> Done:
     """One unit, from the files to its figures. A pure function of the two, but for the time that is taken."""
     begin = time.perf_counter()
-    table = complete(_read(unit.path))
+    part = whole(_read(unit.path))
+    try:
+        found = _done(unit, part, draws)
+    except TierwiseError as error:  # the rest of the set, and other sets, can be measured all the same
+        found = Done(unit=unit, took_s=0.0, why_not=str(error))
+    return msgspec.structs.replace(found, took_s=time.perf_counter() - begin)
+
+
+def _done(unit: Unit, part: Whole, draws: int) -> Done:
+    table = part.table
     found = Done(unit=unit, took_s=0.0)
     match unit.kind:
         case "seed":
-            found = msgspec.structs.replace(found, seed=one_seed(table, train, unit.seed))
+            found = msgspec.structs.replace(found, seed=one_seed(part, train, unit.seed))
         case "source":
             found = msgspec.structs.replace(found, source=_of_source(table, unit.what, unit.seed))
         case "held out":
@@ -173,8 +190,11 @@ def run(unit: Unit, draws: int) -> Done:
         case "stability":
             found = msgspec.structs.replace(found, stability=trials.stability(table, train, unit.seed))
         case "speed":
+            # What a decision takes does not depend on the prices.
+            costs = table.cost_usd if part.priced else np.ones(table.cost_usd.shape)
+            table = msgspec.structs.replace(table, cost_usd=costs)
             found = msgspec.structs.replace(found, speed=trials.speed(table, train, unit.seed))
-    return msgspec.structs.replace(found, took_s=time.perf_counter() - begin)
+    return found
 
 
 @lru_cache(maxsize=4)
@@ -206,17 +226,20 @@ def _of_source(table: Table, source: str, seed: int) -> SourceFigures:
     return SourceFigures(source, len(fitted.ids), len(test.ids), figures)
 
 
-def _result(name: str, table: Table, done: Sequence[Done]) -> SetResult:
+def _result(name: str, part: Whole, done: Sequence[Done]) -> SetResult:
     speeds = [each.speed for each in done if each.speed]
     return SetResult(
         name=name,
-        data_hash=table.hash,
-        evaluation=gathered(table, [each.seed for each in done if each.seed]),
+        data_hash=part.table.hash,
+        evaluation=gathered(part, [each.seed for each in done if each.seed]),
         sources=_sources([each.source for each in done if each.source]),
         harm=tuple(each.harm for each in done if each.harm),
         kept=tuple(kept for each in done for kept in each.kept),
         stability=next((each.stability for each in done if each.stability), {}),
         speed=speeds[0] if speeds else None,
+        left_out=tuple(
+            dict.fromkeys(f"{each.unit.kind} {each.unit.what}: {each.why_not}" for each in done if each.why_not)
+        ),
     )
 
 

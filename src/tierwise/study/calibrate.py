@@ -13,21 +13,17 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from tierwise.core.learned import Trained
-from tierwise.core.promise import Promise, Segment
-from tierwise.study.artefact import load as artefact
-from tierwise.study.artefact import read_manifest, save
+from tierwise.core.promise import Judges, Promise, Segment
 from tierwise.study.bounds import at_most, leading, needed, upper
 from tierwise.study.cascades import AGREEMENT, ALWAYS, NEVER, Cut, Figures, Kind, Route, figures, route, served, voices
-from tierwise.study.fit import fit, predict
+from tierwise.study.fit import predict
 from tierwise.study.labels import SOUND_WEIGHT
-from tierwise.study.outcomes import load
 from tierwise.study.table import Floats, Ints, Table, split
 
 CHOOSING = 0.25  # of the labelled rows, where training has left none to choose on
@@ -71,11 +67,14 @@ def calibrate(
     seen: Ints = NONE,
     seed: int = 0,
     by_workload: bool = True,
+    judges: tuple[Judges, ...] = (),
+    left_out: tuple[str, ...] = (),
 ) -> Promise:
     """A promise of this kind about this estimator, from this table's rows.
 
     `models`: which may answer in the reference's place; else all that cost less. `seen`: the groups of prompts (as in
-    `Table.groups`) that the estimator was trained on; rows of them choose and never certify. Raises ValueError, with a
+    `Table.groups`) that the estimator was trained on; rows of them choose and never certify. `judges`, `left_out`: who
+    labelled, and the keys whose labels are not in the table, as the promise is to say it. Raises ValueError, with a
     sentence, for what cannot be asked of this table; that data do not suffice is no error, but an uncertified segment.
     """
     if not (0.0 < alpha < 1.0 and 0.0 < delta < 1.0):
@@ -87,10 +86,15 @@ def calibrate(
     best = np.asarray(mean[:, trained.models.index(reference)], dtype=np.float64)
     expected = np.stack([best - mean[:, trained.models.index(each)] for each in pool], axis=1) if pool else mean[:, :0]
     choosing, certifying = _parts(table, reference, seen, seed)
+    alike = _alike(table)
     segments = []
     for workload, mine in _segments(table, certifying, asked, by_workload):
         own = choosing[_within(table, choosing, workload, mine)]
-        found = _segment(table, expected, pool, workload, own, mine, asked)
+        found = (
+            Segment(workload=workload, status="uncertified", bound=1.0, why=alike)
+            if alike
+            else _segment(table, expected, pool, workload, own, mine, asked)
+        )
         if not workload and by_workload:
             found = msgspec.structs.replace(found, workloads=_told_apart(table, mine))
         segments.append(found)
@@ -105,39 +109,9 @@ def calibrate(
         data_hash=table.hash,
         segments=tuple(segments),
         similarity=1.0,
+        judges=judges,
+        left_out=left_out,
     )
-
-
-def prepared(
-    data: Sequence[Path],
-    reference: str,
-    artefacts: Path,
-    estimator: str | None = None,
-    trained_on: Sequence[Path] | None = None,
-    *,
-    seed: int = 0,
-) -> tuple[Table, Trained, Ints]:
-    """What `calibrate` needs, from files: the table, an estimator and the groups that it was trained on. Without the id
-    of one that is there, one is fitted on the choosing part and saved among the artefacts. Raises ValueError, DataError
-    and FitError, each with a sentence."""
-    table, _ = load(data)
-    if estimator is None:
-        if trained_on:
-            raise ValueError(
-                "--trained-on says what an estimator was fitted on: name it with --estimator, or leave it out"
-            )
-        rows, _ = split(table.groups, CHOOSING, seed)
-        part = table.take(np.sort(rows))
-        fitted = fit(part, reference=reference, seed=seed)
-        save(fitted, artefacts)
-        return table, fitted.trained, part.groups
-    if not trained_on:
-        raise ValueError("what the estimator was trained on may not certify it: name those data with --trained-on")
-    before, _ = load(trained_on)
-    told = read_manifest(artefacts, estimator).data_hash
-    if told != before.hash:
-        raise ValueError(f"estimator {estimator} was not fitted on these data: theirs is {before.hash}, its is {told}")
-    return table, artefact(artefacts, estimator), before.groups
 
 
 def unusable(table: Table, reference: str) -> int:
@@ -149,6 +123,14 @@ def sound(table: Table) -> Table:
     """Without the outcomes whose labels are too weak to certify anything by; a label without a weight is beyond
     doubt."""
     return msgspec.structs.replace(table, quality=np.where(table.weight < SOUND_WEIGHT, np.nan, table.quality))
+
+
+def _alike(table: Table) -> str:
+    """Why nothing can be promised by labels that never differ; "" when some do."""
+    known = table.quality[np.isfinite(table.quality)]
+    if not known.size or known.min() < known.max():
+        return ""
+    return f"every label here is {known[0]:g}: labels that never differ cannot show a loss, nor that there is none"
 
 
 def _pool(table: Table, trained: Trained, reference: str, models: Sequence[str] | None) -> tuple[str, ...]:
@@ -233,6 +215,7 @@ def _segment(
         )
     at = [pool.index(each) for each in found.models]
     tested = route(table.take(rows), asked.kind, found.models, asked.reference, expected[rows][:, at])
+    unlabelled = rows.size - tested.rows.size
     passed = found.cuts[: leading(_holds(tested, each, asked) for each in found.cuts)]
     best = max(passed, key=lambda each: _saved(tested, each), default=None)
     if best is not None and _saved(tested, best) >= LEAST_SAVED:
@@ -241,6 +224,7 @@ def _segment(
         models = found.models[:voices] if voices and best.further <= NEVER else found.models
         return msgspec.structs.replace(
             _told(workload, tested, best, asked),
+            unlabelled=unlabelled,
             status="certified",
             models=models,
             agreement=voices,
@@ -248,7 +232,7 @@ def _segment(
             further=best.further,
         )
     own = route(table.take(choosing), asked.kind, found.models, asked.reference, expected[choosing][:, at])
-    return _uncertified(workload, own, tested, found.cuts, asked)
+    return msgspec.structs.replace(_uncertified(workload, own, tested, found.cuts, asked), unlabelled=unlabelled)
 
 
 def _holds(tested: Route, cut: Cut, asked: _Asked) -> bool:

@@ -13,12 +13,12 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from tierwise.core.errors import TierwiseError
 from tierwise.core.learned import Trained
 from tierwise.study import yardsticks as ys
 from tierwise.study.play import remembered
 from tierwise.study.table import Table, split
 from tierwise.study.ways import Points, Scores, best_of, planned, points, rates_of, scores, taken
+from tierwise.study.whole import Whole, whole
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -26,12 +26,7 @@ Ints = NDArray[np.int64]
 PARTS = (0.95, 0.98, 0.99, 1.0)  # of the best single model's quality
 TEST_SHARE, VALIDATION_SHARE = 0.3, 0.3
 DEPLOYED_ERRORS_AT = 0.98
-LEAST_ROWS = 60  # of an evaluation: below it the test part is a handful
 MOST_PAIRED_ROWS = 1_500  # a two-model router is trained on at most so many: what an owner can have labelled
-
-
-class EvaluateError(TierwiseError):
-    """This table carries no evaluation; says why."""
 
 
 Trainer = Callable[[Table, int], Trained]  # of rows and a seed
@@ -39,16 +34,17 @@ Progress = Callable[[str], None]
 
 
 class Seeded(msgspec.Struct, frozen=True):
-    """What one seed gave. Figures by name; `None` where a figure does not exist for this table. Curves of the test."""
+    """What one seed gave. Figures by name; `None` where a figure does not exist for this table. Curves of the test,
+    without costs none."""
 
     seed: int
     rows: tuple[int, int, int]  # fitted on, validated on, tested on
     best: str
-    cheapest: str
+    cheapest: str  # "" without costs
     rung: tuple[str, str, str] | None
     figures: dict[str, float | None]
     curves: dict[str, ys.Curve]
-    span: ys.Span
+    span: ys.Span | None
     slices: dict[str, ys.Errors]
 
 
@@ -56,8 +52,9 @@ class Evaluation(msgspec.Struct, frozen=True):
     """Over seeds: every figure with its standard error, and each seed as it was."""
 
     rows: int
-    left_out: int  # prompts that not every model has answered
+    left_out: int  # prompts that not every one of the models has answered
     models: tuple[str, ...]
+    notes: tuple[str, ...]  # what else was left out, and why
     figures: dict[str, ys.Mean]
     slices: dict[str, dict[str, ys.Mean]]
     seeds: tuple[Seeded, ...]
@@ -67,49 +64,31 @@ def evaluate(
     table: Table, train: Trainer, *, seeds: int = 5, first_seed: int = 0, progress: Progress | None = None
 ) -> Evaluation:
     """Train and measure once a seed. Raises EvaluateError when the table cannot be evaluated, saying what it lacks."""
-    whole = complete(table)
-    least_checked(table, whole)
+    part = whole(table)
     found = []
     for seed in range(first_seed, first_seed + seeds):
-        found.append(one_seed(whole, train, seed))
+        found.append(one_seed(part, train, seed))
         if progress:
             progress(f"seed {seed}")
-    return gathered(table, found)
+    return gathered(part, found)
 
 
-def least_checked(table: Table, whole: Table) -> None:
-    """Raises EvaluateError when the complete rows of this table carry no evaluation."""
-    if len(table.models) < 2:
-        raise EvaluateError("there is one model only, so there is nothing to choose; add outcomes of a second one")
-    if len(whole.ids) < LEAST_ROWS:
-        raise EvaluateError(
-            f"{len(whole.ids)} prompts have an outcome and a cost of every model, and {LEAST_ROWS} are the least; "
-            "leave out models that few prompts have, or use `tierwise replay` for logs with odds"
-        )
-
-
-def gathered(table: Table, found: list[Seeded]) -> Evaluation:
+def gathered(part: Whole, found: list[Seeded]) -> Evaluation:
     """Means over these seeds; a figure that some seed has not got is left out."""
     figures = {}
     for name in dict.fromkeys(name for each in found for name in each.figures):
         values = [value for each in found if (value := each.figures.get(name)) is not None]
         if len(values) == len(found):
             figures[name] = ys.mean_of(values)
-    rows = len(complete(table).ids)
     return Evaluation(
-        rows=rows,
-        left_out=len(table.ids) - rows,
-        models=table.models,
+        rows=len(part.table.ids),
+        left_out=part.left_out,
+        models=part.table.models,
+        notes=part.notes,
         figures=figures,
         slices=_slices(found),
         seeds=tuple(found),
     )
-
-
-def complete(table: Table) -> Table:
-    """The prompts that every model has answered, with quality and cost known."""
-    known = ~(np.isnan(table.quality) | np.isnan(table.cost_usd)).any(axis=1)
-    return table if known.all() else table.take(np.flatnonzero(known))
 
 
 def parts(table: Table, seed: int) -> tuple[Ints, Ints, Ints]:
@@ -123,8 +102,41 @@ def parts(table: Table, seed: int) -> tuple[Ints, Ints, Ints]:
     return rest[fitted], rest[validation], test
 
 
-def one_seed(table: Table, train: Trainer, seed: int) -> Seeded:
+def one_seed(part: Whole, train: Trainer, seed: int) -> Seeded:
     """Fit, choose on validation, measure on test."""
+    return (_with_costs if part.priced else _by_quality)(part.table, train, seed)
+
+
+def _by_quality(table: Table, train: Trainer, seed: int) -> Seeded:
+    """What can be said without a cost: whether the router knows who answers best. It asks whom it expects to, whatever
+    that would cost."""
+    rows = parts(table, seed)
+    fitted, test = table.take(rows[0]), table.take(rows[2])
+    best = best_of(table.take(np.concatenate(rows[:2])))
+    seen = scores(train(fitted, seed), test, rates_of(fitted))
+    choice = np.argmax(seen.value, axis=1)
+    figures: dict[str, float | None] = {
+        "quality.router": float(test.quality[np.arange(choice.size), choice].mean()),
+        "quality.best model": float(test.quality[:, best].mean()),
+        "quality.random": float(test.quality.mean()),
+        "quality.oracle": float(test.quality.max(axis=1).mean()),
+    }
+    if len(table.models) == 2:
+        figures |= _shares_of_calls(test, seen)
+    return Seeded(
+        seed=seed,
+        rows=(rows[0].size, rows[1].size, rows[2].size),
+        best=table.models[best],
+        cheapest="",
+        rung=None,
+        figures=figures,
+        curves={},
+        span=None,
+        slices={},
+    )
+
+
+def _with_costs(table: Table, train: Trainer, seed: int) -> Seeded:
     rows = parts(table, seed)
     fitted, validation, test = (table.take(each) for each in rows)
     trained = train(fitted, seed)

@@ -189,6 +189,10 @@ def _missing(report: Report, table: Table) -> list[str]:
     unlabelled = [each.model for each in report.models if not each.labelled]
     if unlabelled:
         notes.append(f"left out, for no outcome of theirs has a quality: {_few(unlabelled)}")
+    partly = {each.model: each.rows - each.labelled for each in report.models if 0 < each.labelled < each.rows}
+    if partly:
+        counts = [f"{many:,} of {model}" for model, many in partly.items()]
+        notes.append(f"outcomes without a quality say nothing of how good their model is: {_few(counts)}")
     if report.repeated:
         notes.append(f"{report.repeated:,} prompts repeat another one; they are never split between training and test")
     if report.text_share < 1.0:

@@ -15,7 +15,7 @@ from typing import IO
 
 import msgspec
 
-from tierwise.core.episode import Answer, Call, Decision, Event, Fact, Replied, ReplyFacts, Serve, Told
+from tierwise.core.episode import Answer, Call, Denied, Event, Fact, Replied, ReplyFacts, Serve, Told
 from tierwise.core.ports import Feedback, Record, Story
 from tierwise.study import labels
 from tierwise.study.columns import LabelRow, OutcomeRow, PromptRow
@@ -91,6 +91,7 @@ class Intake:
         self._counts["answered"] += 1
         self._counts["replies"] += len(taken.replies)
         self._counts["several models"] += len(taken.replies) > 1
+        self._counts["denied"] += exploration_denied(record)
         self._counts["shadows"] += any(isinstance(event, Replied) for event in record.shadows)
         totals = self._weights[record.episode.workload]
         for reply in taken.replies:
@@ -123,6 +124,7 @@ class Intake:
             labelled=self._counts["labelled"],
             several_models=self._counts["several models"],
             shadows=self._counts["shadows"],
+            denied=self._counts["denied"],
             sources=tuple(self._sources.most_common()),
             late=self._counts["late"],
             stray_feedback=stray_feedback + self._counts["feedback of no use"],
@@ -147,6 +149,7 @@ class IntakeReport(msgspec.Struct, frozen=True, kw_only=True):
     labelled: int  # replies of which something was said
     several_models: int  # requests that more than one model answered
     shadows: int  # of those by a shadow
+    denied: int  # requests whose odds are left out, because the chosen exploration was not to be had
     sources: tuple[tuple[str, int], ...]  # -> labels
     late: int
     stray_feedback: int  # about no answered episode that is here: counted, and of no use
@@ -218,18 +221,24 @@ def _outcome(record: Record, reply: Replied) -> OutcomeRow:
         output_tokens=usage.output_tokens + usage.reasoning_tokens + usage.output_audio_tokens,
         latency_s=reply.latency_ms / 1_000 if reply.latency_ms else None,
         pred=reply.facts.answer_key or None,
-        odds=_odds(record.decisions, reply.model),
+        odds=_odds(record, reply.model),
         at_s=record.episode.at_s,
     )
 
 
-def _odds(decisions: tuple[Decision, ...], model: str) -> float | None:
+def exploration_denied(record: Record) -> bool:
+    """Whether the dice chose to explore and the ledger said no. The usual plan answered then whatever the dice said, so
+    the odds that were logged are not those at which it did."""
+    return any(isinstance(event, Denied) and event.explored for event in record.episode.events)
+
+
+def _odds(record: Record, model: str) -> float | None:
     """The chance with which this model was asked, as it was when that was decided; None where chance had no say."""
-    for decision in decisions:
+    for decision in record.decisions:
         step = decision.step
         odds: Fact = None
         if isinstance(step, Call) and isinstance(step.about, Serve) and step.model == model:
-            odds = dict(decision.odds).get(model)
+            odds = None if exploration_denied(record) else dict(decision.odds).get(model)
         elif decision.shadow is not None and decision.shadow.model == model:
             facts = [dict(reason.facts) for reason in decision.reasons if reason.code == "shadow"]
             odds = next((each.get("odds") for each in facts if each.get("model") == model), None)

@@ -40,8 +40,13 @@ KEY_SHARE = 0.05
 
 def weight(source: str, score: float) -> float:
     """Of a label with this score 0..1; above zero. `check:NAME` is a check, and a source that we do not know a user."""
-    bad, good = ERRORS.get(source.partition(":")[0], ERRORS[USER])
+    bad, good = errors(source)
     return (1.0 - 2.0 * (good * score + bad * (1.0 - score))) ** 2
+
+
+def errors(source: str) -> tuple[float, float]:
+    """The chances that a label of this source is wrong, when it says bad and when it says good."""
+    return ERRORS.get(source.partition(":")[0], ERRORS[USER])
 
 
 def shares(weights: Mapping[str, float], uncapped: float, share: float = KEY_SHARE) -> dict[str, float]:

@@ -47,6 +47,22 @@ def load_labelled(paths: Iterable[Path | str], *, prompts_kept: int = PROMPTS_KE
         return _loaded(data, prompts_kept), _labels(data)
 
 
+class Judged(msgspec.Struct, frozen=True):
+    """A table, who said what of its replies, and how many labels came of which source with which key ("" for none)."""
+
+    table: Table
+    labels: Labels
+    counts: tuple[tuple[str, str, int], ...]
+
+
+def load_judged(paths: Iterable[Path | str], *, prompts_kept: int = PROMPTS_KEPT) -> Judged:
+    """The same, for whoever has to say whose word it rests on. Raises DataError."""
+    with opened((paths,) if isinstance(paths, (str, Path)) else paths) as data:
+        table = _loaded(data, prompts_kept)
+        counts = [(str(source), str(key), int(n)) for source, key, n in data.database.execute(_COUNTS).fetchall()]
+        return Judged(table, _labels(data), tuple(counts))
+
+
 def _loaded(data: Opened, prompts_kept: int) -> Table:
     models = [str(name) for (name,) in data.database.execute(_MODELS).fetchall()]
     _keep(data, _limit(data, len(models), prompts_kept))
@@ -58,6 +74,10 @@ SELECT k.spot, m.number AS model, coalesce(l.key, '') AS key,
        sum(l.score * coalesce(l.weight, 1.0)) / sum(coalesce(l.weight, 1.0)) AS score,
        sum(coalesce(l.weight, 1.0)) AS weight
 FROM labels AS l JOIN kept AS k USING (pair, prompt_id) JOIN model_numbers AS m USING (model)
+WHERE l.score IS NOT NULL GROUP BY ALL ORDER BY ALL
+"""
+_COUNTS = """
+SELECT l.source, coalesce(l.key, ''), count(*) FROM labels AS l JOIN kept USING (pair, prompt_id)
 WHERE l.score IS NOT NULL GROUP BY ALL ORDER BY ALL
 """
 _MODELS = "SELECT model FROM outcomes WHERE quality IS NOT NULL GROUP BY model ORDER BY model"

@@ -50,6 +50,7 @@ def text(found: Bench, made: str = "") -> str:
 def _of_set(each: SetResult) -> Iterator[str]:
     yield described(each.evaluation) + f" Data {each.data_hash}."
     yield from evaluation_tables(each.evaluation)
+    yield from (f"Not measured: {plain(what)}" for what in each.left_out)
     if each.sources:
         yield "RouteLLM's yardsticks, by source, each trained on its own labels:"
         yield table(
@@ -73,6 +74,9 @@ def _of_set(each: SetResult) -> Iterator[str]:
                 for one in sorted(each.kept, key=lambda one: (one.n, one.alpha))
             ],
         )
+    else:
+        least = min(trials.LABELLED) + trials.LEAST_REST
+        yield f"Promises were not put to the test: that takes {least} prompts beside a quarter to train on."
     if each.harm:
         yield "A source that training never saw, AIQ less zero's there, in points:"
         ways = [way for way in WAYS if way in each.harm[0].gains]
@@ -99,14 +103,21 @@ def described(found: Evaluation) -> str:
     pair = f" Agreement asks {one.rung[0]} and {one.rung[1]} first, chosen from training data." if one.rung else ""
     return plain(
         f"{found.rows:,} prompts, {len(found.models)} models; trained on {one.rows[0]:,}, thresholds from "
-        f"{one.rows[1]:,} more, tested on {one.rows[2]:,}. With the first seed the best single model is {one.best}, "
-        f"the cheapest {one.cheapest}.{pair}{left}"
+        f"{one.rows[1]:,} more, tested on {one.rows[2]:,}. With the first seed the best single model is {one.best}"
+        + (f", the cheapest {one.cheapest}" if one.cheapest else "")
+        + f".{pair}{left}{''.join(f' {note[0].upper()}{note[1:]}.' for note in found.notes)}"
     )
 
 
 def evaluation_tables(found: Evaluation) -> Iterator[str]:
-    """Areas and savings, two errors and slices."""
+    """Areas and savings, two errors and slices; without costs qualities alone."""
     figures = found.figures
+    if "quality.router" in figures:
+        yield "Mean quality where the model is asked that is expected to answer best, whatever it costs:"
+        ways = ["router", "best model", "random", "oracle"]
+        yield table(["", "quality"], [[way, shown(figures[f"quality.{way}"])] for way in ways])
+        yield from _shares(figures)
+        return
     ways = [way for way in WAYS if f"aiq.{way}" in figures]
     rows = []
     for way in ways:
@@ -128,11 +139,7 @@ def evaluation_tables(found: Evaluation) -> Iterator[str]:
             if f"deployed.{way}.1.saving" in figures
         ],
     )
-    if "apgr" in figures:
-        yield "All sources together: " + ", ".join(
-            f"{label} {shown(figures[name], share=name != 'apgr')}"
-            for name, label in (("apgr", "APGR"), ("cpt50", "CPT(50)"), ("cpt80", "CPT(80)"))
-        )
+    yield from _shares(figures)
     yield "The two errors, of the router as it is deployed for 98 %, and of what it replaces:"
     names = ("too low", "quality lost", "too high", "wasted share", "accuracy")
     yield table(
@@ -151,6 +158,14 @@ def evaluation_tables(found: Evaluation) -> Iterator[str]:
             for name, one in large
         ],
     )
+
+
+def _shares(figures: dict[str, ys.Mean]) -> Iterator[str]:
+    if "apgr" in figures:
+        yield "All sources together: " + ", ".join(
+            f"{label} {shown(figures[name], share=name != 'apgr')}"
+            for name, label in (("apgr", "APGR"), ("cpt50", "CPT(50)"), ("cpt80", "CPT(80)"))
+        )
 
 
 def targets(found: Bench) -> list[Target]:
@@ -211,7 +226,7 @@ def _saved(each: SetResult) -> Iterator[Target]:
             f"{shown(saving, share=True)} % at {shown(quality, share=True)} %",
             saving.mean >= SAVED_DEPLOYED and quality.mean >= 0.99,
         )
-    for kept in each.kept:
+    for kept in each.kept if each.evaluation.seeds[0].cheapest else ():  # without costs a saving is one of calls
         if kept.kind == "agreement" and kept.n == 1_000 and kept.alpha == 0.02:
             yield Target(
                 f"{each.name}: certified saving at α = 2 points, n = 1,000",
@@ -261,7 +276,8 @@ def _points(mean: ys.Mean) -> str:
 
 
 def _deployed(figures: dict[str, ys.Mean], way: str, part: float) -> str:
-    saving, quality = (figures[f"deployed.{way}.{part:g}.{name}"] for name in ("saving", "quality"))
+    """A part of a quality of nothing is none."""
+    saving, quality = (figures.get(f"deployed.{way}.{part:g}.{name}") for name in ("saving", "quality"))
     return f"{shown(saving, share=True)} / {shown(quality, share=True)}"
 
 

@@ -33,6 +33,7 @@ STYLE = """
 
 def svg(sets: Sequence[SetResult]) -> str:
     """One panel a set, below each other: quality against cost as a share of the best model's, means over the seeds."""
+    sets = [each for each in sets if all(seed.curves for seed in each.evaluation.seeds)]  # without costs there are none
     high = TOP + len(sets) * (HEIGHT + GAP) + 30
     wide = LEFT + WIDTH + 24
     out = [
@@ -53,7 +54,7 @@ def svg(sets: Sequence[SetResult]) -> str:
 
 def _panel(name: str, seeds: Sequence[Seeded], top: int) -> list[str]:
     """Of one set. What lies below the cheapest model is not drawn: the oracle's line would press all others flat."""
-    low = min(seed.span.low_quality for seed in seeds)
+    low = min(seed.span.low_quality for seed in seeds if seed.span)
     high = max(float(seed.curves["oracle"].quality[-1]) for seed in seeds)
     low, high = np.floor(low * 20) / 20, min(1.0, np.ceil(high * 20) / 20)
     title = f"{escape(name)}: mean quality, by cost in % of the best model's"
@@ -67,7 +68,7 @@ def _panel(name: str, seeds: Sequence[Seeded], top: int) -> list[str]:
         out.append(f'<text x="{x:.1f}" y="{top + HEIGHT + 20}" text-anchor="middle">{share}</text>')
     shares = np.linspace(0.0, 1.0, POINTS + 1)
     for line, (colour, dashes) in LINES.items():
-        curves = [(seed.curves[line], seed.span.high_cost) for seed in seeds if line in seed.curves]
+        curves = [(seed.curves[line], seed.span.high_cost) for seed in seeds if line in seed.curves and seed.span]
         if len(curves) == len(seeds):
             values = np.mean([curve.at(shares * cost) for curve, cost in curves], axis=0)
             points = [

@@ -32,6 +32,7 @@ from tierwise.core.ports import Record
 from tierwise.core.snapshot import Snapshot
 from tierwise.core.weigh import Weighed, weigh
 from tierwise.study import offpolicy
+from tierwise.study.intake import exploration_denied
 
 CHANGES_TOLD = 20
 
@@ -62,6 +63,7 @@ class Replay(msgspec.Struct, frozen=True, kw_only=True):
     expected_quality: float  # mean change of a changed request
     examples: tuple[Change, ...]
     logged: int  # requests with odds
+    denied: int  # requests that are none of those, because the exploration that the dice chose was not to be had
     labelled: int  # of them with a quality
     costs: tuple[offpolicy.Value, ...]
     logged_cost_usd: float | None
@@ -92,7 +94,8 @@ def replay(snapshot: Snapshot, records: Sequence[Record], labels: Mapping[str, f
     moves: dict[tuple[str, str], int] = {}
     for each in changes:
         moves[each.was, each.now] = moves.get((each.was, each.now), 0) + 1
-    logged = [each for each in stories if _odds(each.record) and _first_call(each.record) is not None]
+    thrown = [each for each in stories if _odds(each.record) and _first_call(each.record) is not None]
+    logged = [each for each in thrown if not exploration_denied(each.record)]
     labelled = [each for each in logged if each.record.episode.id in labels]
     priced = [each for each in logged if each.record.outcome.cost_nano is not None]
     costs = [(each.record.outcome.cost_nano or 0) / 1e9 for each in priced]
@@ -108,12 +111,13 @@ def replay(snapshot: Snapshot, records: Sequence[Record], labels: Mapping[str, f
         expected_quality=sum(worth) / len(worth) if worth else 0.0,
         examples=tuple(changes[:CHANGES_TOLD]),
         logged=len(logged),
+        denied=len(thrown) - len(logged),
         labelled=len(labelled),
         costs=_estimated(snapshot, priced, costs, by_quality=False),
         logged_cost_usd=float(np.mean(costs)) if costs else None,
         qualities=_estimated(snapshot, labelled, quality, by_quality=True),
         logged_quality=float(np.mean(quality)) if quality else None,
-        notes=tuple(_notes(snapshot, stories, logged, labelled)),
+        notes=tuple(_notes(snapshot, stories, len(thrown) - len(logged), logged, labelled)),
     )
 
 
@@ -228,7 +232,7 @@ def _aims(decision: Decision) -> tuple[tuple[str, float], ...]:
 
 
 def _notes(
-    snapshot: Snapshot, stories: Sequence[_Story], logged: Sequence[_Story], labelled: Sequence[_Story]
+    snapshot: Snapshot, stories: Sequence[_Story], denied: int, logged: Sequence[_Story], labelled: Sequence[_Story]
 ) -> list[str]:
     found = []
     if isinstance(snapshot.estimator, Trained) and (blind := sum(not each.episode.features.grams for each in stories)):
@@ -242,8 +246,13 @@ def _notes(
             "keywords that the old policy did not ask for are in no episode, so rules on them do not hold here: "
             f"the new one asks for {len(asked)}"
         )
-    if not logged:
+    if denied:
+        found.append(
+            f"{denied:,} requests that the dice had chosen were answered as usual, because exploration's budget was "
+            "spent; they are left out of the estimates from outcomes"
+        )
+    if not logged and not denied:
         found.append("no decision has odds, so nothing but expectations can be said; a plan `explore` logs odds")
-    elif not labelled:
+    elif logged and not labelled:
         found.append("no request with odds has a label, so quality cannot be estimated from outcomes")
     return found

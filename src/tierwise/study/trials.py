@@ -21,11 +21,12 @@ from tierwise.core.snapshot import Snapshot, build
 from tierwise.study import yardsticks as ys
 from tierwise.study.calibrate import calibrate
 from tierwise.study.cascades import Kind, cut_of, figures, route, served
-from tierwise.study.evaluate import LEAST_ROWS, Trainer
+from tierwise.study.evaluate import Trainer
 from tierwise.study.fit import predict
 from tierwise.study.play import catalogue_of, prompt_of
 from tierwise.study.table import Table, inputs_of, split
 from tierwise.study.ways import best_of, planned, points, rates_of, scores, taken
+from tierwise.study.whole import LEAST_ROWS
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]

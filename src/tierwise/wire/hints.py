@@ -12,7 +12,7 @@ import re
 from typing import Any, get_args
 
 from tierwise.core.errors import BadRequest
-from tierwise.core.money import usd_to_nano
+from tierwise.core.money import cap_to_nano
 from tierwise.core.request import Criticality, Hints, LatencyClass, Task, Turn
 from tierwise.wire.strict import Json, bad, did_you_mean, kind, one_of
 
@@ -138,7 +138,7 @@ def _usd(value: Any, where: str) -> int:
     if type(value) not in (str, int, float):
         raise bad(where, f"must be a number of US dollars, not {kind(value)}")
     try:
-        return usd_to_nano(value, what=where)
+        return cap_to_nano(value, what=where)
     except ValueError as error:
         raise BadRequest(f"{error}.", param=where) from None
 
