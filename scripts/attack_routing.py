@@ -2,7 +2,7 @@
 
 Shared by tests/test_attack.py and by `python -m scripts.attack_routing`, which prints the figures of
 docs/exploring.md. The world is that of `simulate_loop`; labels go the whole way: journal records and feedback,
-`study/intake` with its caps for each key, outcome tables, `study/fit`, `decide`.
+`study/data/intake` with its caps for each key, outcome tables, `study/training/fit`, `decide`.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ from tierwise.core.weigh import charged_nano
 from tierwise.routing.shares import Shares
 from tierwise.stores.ledger.books import Books
 from tierwise.stores.ledger.reading import money_of
-from tierwise.study.believed import fit_believed
-from tierwise.study.fit import Fitted, fit
-from tierwise.study.intake import Intake
-from tierwise.study.outcomes import load_labelled
-from tierwise.study.settings import USUAL
+from tierwise.study.data.intake import Intake
+from tierwise.study.data.outcomes import load_labelled
+from tierwise.study.data.trust import Labels
 from tierwise.study.table import Table
-from tierwise.study.trust import Labels
+from tierwise.study.training.believed import fit_believed
+from tierwise.study.training.fit import Fitted, fit
+from tierwise.study.training.settings import USUAL
 
 KEYS = 24
 LIAR = "liar"

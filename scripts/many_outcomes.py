@@ -13,7 +13,7 @@ from pathlib import Path
 
 import duckdb
 
-from tierwise.study.outcomes import load
+from tierwise.study.data.outcomes import load
 
 MODELS = 10
 

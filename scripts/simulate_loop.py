@@ -3,7 +3,7 @@ exploration.
 
     make simulate-loop        prints the table and renews docs/exploring.md and docs/exploring.svg
 
-What decides, what explores and what fits is the product's own: `decide`, its odds and shadows, `study/fit`. What is
+What decides, explores and fits is the product's own: `decide`, its odds and shadows, `study/training/fit`. What is
 simulated is the world: which kinds of request come, and how often each model manages each kind, which is known. A label
 exists for what was asked, and for nothing else. Each round the estimator is fitted on the last WINDOW rounds alone, as
 anybody does whose traffic and models change. Two things then happen to a router that looks at nothing but its choices:
@@ -42,9 +42,9 @@ from tierwise.core.policy import Amounts, Best, Exploration, Explore, Plan, Poli
 from tierwise.core.request import Features, Prompt, Turn
 from tierwise.core.snapshot import Snapshot, build
 from tierwise.core.weigh import charged_nano
-from tierwise.study.fit import FitError, fit
-from tierwise.study.settings import USUAL
 from tierwise.study.table import Table, inputs_of
+from tierwise.study.training.fit import FitError, fit
+from tierwise.study.training.settings import USUAL
 
 CHEAP, DEAR = "acme/cheap", "acme/dear"
 ROUNDS, PER_ROUND, WINDOW, CHANGE, SEEDS = 20, 400, 5, 5, 8

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from tierwise.core.learned import DENSE
 from tierwise.core.promise import Promise, Segment
-from tierwise.study.histograms import histograms
 from tierwise.study.table import Inputs
+from tierwise.study.training.histograms import histograms
 from tierwise.watch.drift import RATE, drift
 from tierwise.watch.promises import DELTA, Observation, judge, watching
 

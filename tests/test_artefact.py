@@ -18,9 +18,9 @@ import pytest
 
 from tests.support.trained import made, world_of
 from tierwise.core.learned import Trained
-from tierwise.study import artefact
-from tierwise.study.artefact import ARRAYS, MANIFEST, ArtefactError, load, read_manifest, save
-from tierwise.study.fit import Fitted, fit, identified
+from tierwise.study.training import artefact
+from tierwise.study.training.artefact import ARRAYS, MANIFEST, ArtefactError, load, read_manifest, save
+from tierwise.study.training.fit import Fitted, fit, identified
 
 REPORT = fit(world_of(60)[0]).report
 

@@ -12,14 +12,14 @@ import pytest
 from scripts import attack_routing as attack
 from tests.test_cli import run
 from tierwise.core.snapshot import Snapshot
-from tierwise.study.artefact import read_manifest
-from tierwise.study.believed import fit_believed
-from tierwise.study.fit import fit
-from tierwise.study.intake import Intake
-from tierwise.study.outcomes import load
-from tierwise.study.settings import USUAL
+from tierwise.study.data.intake import Intake
+from tierwise.study.data.outcomes import load
+from tierwise.study.data.trust import Labels, Suspect, reweighed, suspects, trusts, without
 from tierwise.study.table import Table
-from tierwise.study.trust import Labels, Suspect, reweighed, suspects, trusts, without
+from tierwise.study.training.artefact import read_manifest
+from tierwise.study.training.believed import fit_believed
+from tierwise.study.training.fit import fit
+from tierwise.study.training.settings import USUAL
 from tierwise.watch.skew import Share, shares, skew
 
 

@@ -15,13 +15,13 @@ from support.worlds import AT_S
 from tierwise.cli.evaluate import _made, _plain, _renew
 from tierwise.cli.main import app
 from tierwise.core.learned import Trained
-from tierwise.study import bench as module
-from tierwise.study import page, trials
 from tierwise.study import yardsticks as ys
-from tierwise.study.bench import Bench, bench
-from tierwise.study.fit import FitError
-from tierwise.study.plots import svg
+from tierwise.study.report import bench as module
+from tierwise.study.report import page, trials
+from tierwise.study.report.bench import Bench, bench
+from tierwise.study.report.plots import svg
 from tierwise.study.table import Table
+from tierwise.study.training.fit import FitError
 
 CONFIG = """
 providers:

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from tierwise.study.bounds import STAKES, at_most, capital, leading, needed, spread, upper
+from tierwise.study.promises.bounds import STAKES, at_most, capital, leading, needed, spread, upper
 
 Floats = NDArray[np.float64]
 Draw = Callable[[np.random.Generator, int], Floats]

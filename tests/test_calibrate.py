@@ -18,11 +18,11 @@ from tierwise.core.policy import Accept, Best, Cascade, Plan, Policy
 from tierwise.core.promise import Promise, Segment
 from tierwise.core.request import Features
 from tierwise.core.snapshot import build
-from tierwise.study import cascades
-from tierwise.study.calibrate import calibrate, unusable
-from tierwise.study.fit import predict
-from tierwise.study.labels import SOUND_WEIGHT
+from tierwise.study.data.labels import SOUND_WEIGHT
+from tierwise.study.promises import cascades
+from tierwise.study.promises.calibrate import calibrate, unusable
 from tierwise.study.table import Floats, Table, inputs_of
+from tierwise.study.training.fit import predict
 
 MODELS = (BIG.id, MID.id, TINY.id, RIVAL.id)
 COST = (10.0, 1.0, 0.2, 1.0)
@@ -102,7 +102,7 @@ def test_what_is_certified_holds_as_often_as_stated_and_saves(kind: Any) -> None
 def test_a_plug_in_threshold_would_be_found_by_this(monkeypatch: pytest.MonkeyPatch) -> None:
     """The mean in the bound's place: more than twice as many broken promises as are allowed."""
     monkeypatch.setattr(
-        "tierwise.study.calibrate.at_most", lambda losses, alpha, delta, **more: bool(np.mean(losses) <= alpha)
+        "tierwise.study.promises.calibrate.at_most", lambda losses, alpha, delta, **more: bool(np.mean(losses) <= alpha)
     )
     population = made(20_000, seed=999)
     broken = 0

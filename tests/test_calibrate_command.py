@@ -13,10 +13,10 @@ from support.worlds import BIG, MID, TINY
 
 from tests.test_cli import run
 from tierwise.core.promise import Promise
-from tierwise.study.artefact import save
-from tierwise.study.believed import fit_believed
-from tierwise.study.outcomes import load_labelled
-from tierwise.study.prepared import prepared
+from tierwise.study.data.outcomes import load_labelled
+from tierwise.study.promises.prepared import prepared
+from tierwise.study.training.artefact import save
+from tierwise.study.training.believed import fit_believed
 
 
 def files(folder: Path, n: int, seed: int = 0) -> Path:

@@ -14,13 +14,14 @@ from support.worlds import BIG, MID, TINY, catalogue
 from tierwise.core.learned import DENSE, Trained
 from tierwise.core.policy import Best, Policy, Use
 from tierwise.core.snapshot import build
-from tierwise.study import trials, ways
 from tierwise.study import yardsticks as ys
-from tierwise.study.evaluate import Evaluation, evaluate, parts
-from tierwise.study.play import catalogue_of
-from tierwise.study.simulate import lines, simulate
+from tierwise.study.data.whole import EvaluateError, complete
+from tierwise.study.judging import ways
+from tierwise.study.judging.evaluate import Evaluation, evaluate, parts
+from tierwise.study.judging.play import catalogue_of
+from tierwise.study.report import trials
+from tierwise.study.report.simulate import lines, simulate
 from tierwise.study.table import Table
-from tierwise.study.whole import EvaluateError, complete
 
 LARGE, MIDDLE, SMALL = MODELS
 FORCE = {LARGE: (3.0, 1.0), MIDDLE: (2.5, 4.0), SMALL: (2.0, 6.0)}
@@ -192,7 +193,7 @@ def test_promises_of_random_calibrations_are_kept_and_save() -> None:
 
 
 def test_a_certificate_for_what_loses_is_counted_as_violated(monkeypatch: pytest.MonkeyPatch) -> None:
-    from tierwise.study import calibrate
+    from tierwise.study.promises import calibrate
 
     monkeypatch.setattr(calibrate, "_holds", lambda *_: True)
     monkeypatch.setattr(trials, "ALPHAS", (0.02,))

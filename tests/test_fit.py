@@ -15,11 +15,11 @@ from tests.support.tables import write
 from tests.support.trained import features_of, made, texts, world_of
 from tierwise.cli.main import app
 from tierwise.core.learned import Heads, problems
-from tierwise.study import chances
-from tierwise.study.artefact import load, read_manifest
-from tierwise.study.fit import FitError, Fitted, fit, predict
-from tierwise.study.settings import USUAL
 from tierwise.study.table import Table, inputs_of
+from tierwise.study.training import chances
+from tierwise.study.training.artefact import load, read_manifest
+from tierwise.study.training.fit import FitError, Fitted, fit, predict
+from tierwise.study.training.settings import USUAL
 
 WORLD, TRUTH = world_of(500)  # the least that shows what is claimed
 
@@ -32,8 +32,10 @@ def fitted() -> Fitted:
 @pytest.fixture(autouse=True)
 def quickly(monkeypatch: pytest.MonkeyPatch) -> None:
     """Few settings are tried here, on one division into folds; `fitted` tries them all."""
-    monkeypatch.setattr("tierwise.study.settings.REPEATS", 1)
-    monkeypatch.setattr("tierwise.study.settings.CHOICES", {"workload": (1.0,), "dense": (0.05,), "gain": (100.0,)})
+    monkeypatch.setattr("tierwise.study.training.settings.REPEATS", 1)
+    monkeypatch.setattr(
+        "tierwise.study.training.settings.CHOICES", {"workload": (1.0,), "dense": (0.05,), "gain": (100.0,)}
+    )
 
 
 def with_quality(table: Table, change: Callable[[np.ndarray[Any, Any]], None]) -> Table:
@@ -141,8 +143,8 @@ def test_logs_of_one_model_with_few_shadows_still_learn(monkeypatch: pytest.Monk
     table, truth = world_of(600, seed=5)
     found = []
     for leaning in (0.0, 1.0):
-        monkeypatch.setattr("tierwise.study.settings.CHOICES", {})
-        monkeypatch.setattr("tierwise.study.settings.USUAL", msgspec.structs.replace(USUAL, leaning=leaning))
+        monkeypatch.setattr("tierwise.study.training.settings.CHOICES", {})
+        monkeypatch.setattr("tierwise.study.training.settings.USUAL", msgspec.structs.replace(USUAL, leaning=leaning))
         made_of = fit(with_quality(WORLD, shadowed), reference="big")
         assert made_of.trained.models == ("big", "tiny")
         assert "nothing was learned about mid: 0 rows, and 20 are the least" in made_of.report.warnings
@@ -201,7 +203,7 @@ def test_the_same_data_and_seed_give_the_same_estimator(fitted: Fitted) -> None:
 
 def test_the_sparse_and_many_rows_go_another_way(monkeypatch: pytest.MonkeyPatch, fitted: Fitted) -> None:
     """One fold left out instead of five: nearly the same estimator, figures of a fifth of the rows."""
-    monkeypatch.setattr("tierwise.study.fit.MANY", 100)
+    monkeypatch.setattr("tierwise.study.training.fit.MANY", 100)
     found = fit(WORLD)
     assert found.report.left_out == 100
     ours, theirs = (predict(each.trained, WORLD.inputs, WORLD.workloads)[0] for each in (found, fitted))

@@ -12,11 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.support.trained import features_of, world_of
-from tierwise.study import chances
-from tierwise.study.regress import Scales, columns, design, folds_of, left_out, solve, weights_of
-from tierwise.study.settings import USUAL, choose
 from tierwise.study.table import inputs_of, split
-from tierwise.study.targets import Targets, leans, targets, trust
+from tierwise.study.training import chances
+from tierwise.study.training.regress import Scales, columns, design, folds_of, left_out, solve, weights_of
+from tierwise.study.training.settings import USUAL, choose
+from tierwise.study.training.targets import Targets, leans, targets, trust
 
 WORLD, _ = world_of(500)
 

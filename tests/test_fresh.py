@@ -23,11 +23,11 @@ from tierwise.core.learned import DENSE
 from tierwise.core.ports import Outcome, Record, Story
 from tierwise.core.request import Features, Payer
 from tierwise.stores.memory import MemoryJournal
-from tierwise.study import artefact
-from tierwise.study.fit import FitReport, Fitted, identified
-from tierwise.study.histograms import MIX, Histogram, histograms
-from tierwise.study.settings import USUAL
 from tierwise.study.table import inputs_of
+from tierwise.study.training import artefact
+from tierwise.study.training.fit import FitReport, Fitted, identified
+from tierwise.study.training.histograms import MIX, Histogram, histograms
+from tierwise.study.training.settings import USUAL
 from tierwise.watch.fresh import (
     DAY_S,
     KEPT,

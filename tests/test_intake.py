@@ -33,9 +33,9 @@ from tierwise.core.request import Features, Payer
 from tierwise.stores import journal_reads
 from tierwise.stores.journal import SqliteJournal
 from tierwise.stores.memory import MemoryJournal
-from tierwise.study import labels
-from tierwise.study.intake import Intake, Said, taken_of
-from tierwise.study.outcomes import load
+from tierwise.study.data import labels
+from tierwise.study.data.intake import Intake, Said, taken_of
+from tierwise.study.data.outcomes import load
 
 FEATURES = Features(input_tokens=10, input_bound_tokens=40)
 DAY_S = 86_400

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from tierwise.study import offpolicy
+from tierwise.study.judging import offpolicy
 
 Floats = NDArray[np.float64]
 MODELS = 3

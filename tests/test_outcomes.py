@@ -18,9 +18,9 @@ import pytest
 from tierwise.core.errors import DataError
 from tierwise.core.features import extract
 from tierwise.core.request import Prompt, Turn
-from tierwise.study import files, outcomes
-from tierwise.study.columns import LabelRow, OutcomeRow, PromptRow
-from tierwise.study.outcomes import load
+from tierwise.study.data import files, outcomes
+from tierwise.study.data.columns import LabelRow, OutcomeRow, PromptRow
+from tierwise.study.data.outcomes import load
 from tierwise.study.table import inputs_of, split
 
 Rows = list[dict[str, Any]]

@@ -12,8 +12,8 @@ import duckdb
 import pytest
 
 from tests.test_outcomes import Rows, answers, pair, prompts, put, refused
-from tierwise.study.files import pairs_of
-from tierwise.study.outcomes import load
+from tierwise.study.data.files import pairs_of
+from tierwise.study.data.outcomes import load
 
 
 def with_value(column: str, value: Any) -> Callable[[], tuple[Rows | None, Rows]]:

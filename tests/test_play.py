@@ -18,13 +18,13 @@ from tierwise.core.money import Usage
 from tierwise.core.policy import Accept, Best, Cascade, Exploration, Explore, Plan, Policy, Rule, Rules, Use, When
 from tierwise.core.ports import Outcome, Record
 from tierwise.core.snapshot import Snapshot, build
-from tierwise.study import ways
 from tierwise.study import yardsticks as ys
-from tierwise.study.fit import fit
-from tierwise.study.play import catalogue_of, features_of, play, rates_usd, remembered
-from tierwise.study.replay import replay
+from tierwise.study.judging import ways
+from tierwise.study.judging.play import catalogue_of, features_of, play, rates_usd, remembered
+from tierwise.study.judging.replay import replay
+from tierwise.study.report.trials import serving
 from tierwise.study.table import Table
-from tierwise.study.trials import serving
+from tierwise.study.training.fit import fit
 
 LARGE, MIDDLE, SMALL = MODELS
 BY_HAND = trained({LARGE: (3.0, 1.0), MIDDLE: (2.5, 4.0), SMALL: (2.0, 6.0)})

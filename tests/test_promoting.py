@@ -24,10 +24,10 @@ from tierwise.core.policy import Accept, Best, Cascade
 from tierwise.core.promise import Promise, Segment
 from tierwise.core.snapshot import load
 from tierwise.stores.memory import MemoryLedger
-from tierwise.study import artefact
-from tierwise.study.fit import FitReport, Fitted, identified
-from tierwise.study.plan import difference
-from tierwise.study.settings import USUAL
+from tierwise.study.judging.plan import difference
+from tierwise.study.training import artefact
+from tierwise.study.training.fit import FitReport, Fitted, identified
+from tierwise.study.training.settings import USUAL
 
 
 def promise(estimator: str, name: str = "q", *models: str, reference: str = BIG.id, **more: Any) -> Promise:

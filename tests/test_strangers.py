@@ -9,9 +9,9 @@ from support.tables import made
 
 from tierwise.core.learned import Heads, Trained, problems
 from tierwise.core.request import Features
-from tierwise.study.fit import STRANGER, fit
-from tierwise.study.predict import predict
 from tierwise.study.table import Table
+from tierwise.study.training.fit import STRANGER, fit
+from tierwise.study.training.predict import predict
 
 
 def factor(trained: Trained) -> float:

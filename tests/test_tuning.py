@@ -21,9 +21,9 @@ from tests.test_intake import a_story, replied
 from tierwise.cli import main as cli
 from tierwise.core.ports import Story
 from tierwise.core.request import Hints
-from tierwise.study.outcomes import load
-from tierwise.study.redact import luhn, redact
-from tierwise.study.tuning import WHY, Tuning
+from tierwise.study.data.outcomes import load
+from tierwise.study.data.redact import luhn, redact
+from tierwise.study.data.tuning import WHY, Tuning
 
 SECRET = "tw-key-of-ada-1234567890"
 ASKED = {"model": "auto", "messages": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Why?"}]}

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from tierwise.core.learned import DENSE
 from tierwise.core.promise import Promise, Segment
 from tierwise.core.request import Features
-from tierwise.study.histograms import MIX, Histogram, histograms
 from tierwise.study.table import Inputs, inputs_of
+from tierwise.study.training.histograms import MIX, Histogram, histograms
 from tierwise.watch.drift import drift
 from tierwise.watch.promises import Observation, Verdict, Watch, judge, watching, withdrawn
 

@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from support.tables import MODELS, made
 
-from tierwise.study import whole as module
-from tierwise.study.bench import train
-from tierwise.study.evaluate import evaluate
+from tierwise.study.data import whole as module
+from tierwise.study.data.whole import LEAST_ROWS, EvaluateError, largest, whole
+from tierwise.study.judging.evaluate import evaluate
+from tierwise.study.report.bench import train
 from tierwise.study.table import Table
-from tierwise.study.whole import LEAST_ROWS, EvaluateError, largest, whole
 
 LARGE, MIDDLE, SMALL = MODELS
 APART = [

@@ -25,9 +25,9 @@ from tierwise.cli.common import (
 
 if TYPE_CHECKING:
     from tierwise.core.ports import Record, Story
-    from tierwise.study.bench import Bench
-    from tierwise.study.offpolicy import Value
-    from tierwise.study.replay import Replay
+    from tierwise.study.judging.offpolicy import Value
+    from tierwise.study.judging.replay import Replay
+    from tierwise.study.report.bench import Bench
 
 bench_app = typer.Typer(help="Measure what routing is worth.", no_args_is_help=True)
 
@@ -45,10 +45,10 @@ def add_to(app: typer.Typer) -> None:
 
 def evaluate(data: DataArgument, seeds: SeedsOption = 5, json: JsonOption = False) -> None:
     """Train a router on a part of these outcomes and measure it on the rest, beside the baselines."""
-    from tierwise.study import page
-    from tierwise.study.bench import train
-    from tierwise.study.evaluate import evaluate as evaluated
-    from tierwise.study.outcomes import load
+    from tierwise.study.data.outcomes import load
+    from tierwise.study.judging.evaluate import evaluate as evaluated
+    from tierwise.study.report import page
+    from tierwise.study.report.bench import train
 
     table, _ = load(data)
     found = evaluated(table, train, seeds=seeds, progress=_progress)
@@ -68,9 +68,9 @@ def simulate(
     json: JsonOption = False,
 ) -> None:
     """Play a configuration's policy over outcomes that are known, beside what the same money buys otherwise."""
-    from tierwise.study.outcomes import load
-    from tierwise.study.simulate import lines
-    from tierwise.study.simulate import simulate as simulated
+    from tierwise.study.data.outcomes import load
+    from tierwise.study.report.simulate import lines
+    from tierwise.study.report.simulate import simulate as simulated
 
     setup = load_setup(config_path(config))
     if policy not in setup.snapshot.policies:
@@ -93,7 +93,7 @@ def replay(
     json: JsonOption = False,
 ) -> None:
     """Tell the journal's requests again under this configuration: which would go another way, and at what worth."""
-    from tierwise.study.replay import replay as replayed
+    from tierwise.study.judging.replay import replay as replayed
 
     path = config_path(config)
     setup = load_setup(path)
@@ -117,8 +117,8 @@ def routing(
     json: JsonOption = False,
 ) -> None:
     """Every yardstick of routing for every set of a folder: curves, savings, promises, unseen sources, time."""
-    from tierwise.study import page
-    from tierwise.study.bench import bench
+    from tierwise.study.report import page
+    from tierwise.study.report.bench import bench
 
     if data is None:
         stop("name the folder of outcome tables with --data, or with TIERWISE_DATA", WRONG)
@@ -159,7 +159,7 @@ def _plain(value: Any) -> Any:
 async def _journal(folder: Path) -> tuple[list[Record], dict[str, float]]:
     """Every record, and the quality of those that something was said of."""
     from tierwise.cli.study import FOREVER_S, _each
-    from tierwise.study.labels import combined, weight
+    from tierwise.study.data.labels import combined, weight
 
     records: list[Record] = []
     labels: dict[str, float] = {}
@@ -175,7 +175,7 @@ async def _journal(folder: Path) -> tuple[list[Record], dict[str, float]]:
 
 
 def _show_replay(found: Replay) -> None:
-    from tierwise.study import page
+    from tierwise.study.report import page
 
     left = f"; {found.left_out:,} left out, because they name their model" if found.left_out else ""
     share = 100 * found.changed / max(1, found.episodes)
@@ -226,8 +226,8 @@ def _made(path: Path) -> str:
 
 def _renew(path: Path, found: Bench, made: str) -> None:
     """The page's figures, and the plots in a file of the same name."""
-    from tierwise.study import page
-    from tierwise.study.plots import svg
+    from tierwise.study.report import page
+    from tierwise.study.report.plots import svg
 
     try:
         figures = page.renewed(path.read_text(encoding="utf-8"), page.text(found, made))

@@ -24,7 +24,7 @@ from tierwise.cli.common import (
 )
 
 if TYPE_CHECKING:
-    from tierwise.study.fit import FitReport
+    from tierwise.study.training.fit import FitReport
 
 
 def fit(
@@ -44,9 +44,9 @@ def fit(
     one_thread()
     from tierwise.cli.study import tables_of_journal
     from tierwise.config.learned import Learned
-    from tierwise.study.artefact import save
-    from tierwise.study.believed import fit_believed
-    from tierwise.study.outcomes import load_labelled
+    from tierwise.study.data.outcomes import load_labelled
+    from tierwise.study.training.artefact import save
+    from tierwise.study.training.believed import fit_believed
 
     # Without a configuration and with --out and DATA there need not be a state folder.
     folder = None if data and out else state_folder(state, config_path(config))

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from tierwise.core.estimate import Estimator
     from tierwise.core.promise import Promise
     from tierwise.core.snapshot import Snapshot
-    from tierwise.study.plan import Difference
+    from tierwise.study.judging.plan import Difference
     from tierwise.watch.audit import Seen
 
 EstimatorOption = Annotated[
@@ -61,7 +61,7 @@ def plan(
     import msgspec
 
     from tierwise.config import open_journal, open_ledger
-    from tierwise.study.plan import difference
+    from tierwise.study.judging.plan import difference
 
     path = config_path(config)
     setup = load_setup(path, state=state, port=0)

@@ -31,10 +31,10 @@ from tierwise.cli.common import (
 if TYPE_CHECKING:
     from tierwise.core.ports import Journal, Story
     from tierwise.core.promise import Judges, Promise
-    from tierwise.study.holdings import Report
-    from tierwise.study.intake import IntakeReport
+    from tierwise.study.data.holdings import Report
+    from tierwise.study.data.intake import IntakeReport
+    from tierwise.study.data.tuning import TuningReport
     from tierwise.study.table import Table
-    from tierwise.study.tuning import TuningReport
 
 export = typer.Typer(help="Write what others can learn from.", no_args_is_help=True)
 
@@ -61,7 +61,7 @@ def outcomes(
     json: JsonOption = False,
 ) -> None:
     """Make outcome tables of the journal, or look at some that are there: what they hold and what is missing."""
-    from tierwise.study.outcomes import load
+    from tierwise.study.data.outcomes import load
 
     if data and (out or since or until):
         stop("--out, --since and --until are about the journal; leave them out to look at files", WRONG)
@@ -80,7 +80,7 @@ def outcomes(
 
 def tables_of_journal(folder: Path, out: Path | None = None, since: str = "", until: str = "") -> IntakeReport:
     """Writes the journal of this state folder as outcome tables, in its folder `outcomes` when none is named."""
-    from tierwise.study.intake import Intake
+    from tierwise.study.data.intake import Intake
 
     with Intake(out or folder / "outcomes") as intake:
         strays = asyncio.run(_each(folder, (_second(since, 0), _second(until, FOREVER_S)), intake.add))
@@ -120,8 +120,8 @@ def calibrate(
     import msgspec
 
     from tierwise.config.learned import Learned, written
-    from tierwise.study.calibrate import calibrate as certify
-    from tierwise.study.prepared import prepared
+    from tierwise.study.promises.calibrate import calibrate as certify
+    from tierwise.study.promises.prepared import prepared
 
     home = Learned(state_folder(state, config_path(config)))
     try:
@@ -170,7 +170,7 @@ def tuning(
     json: JsonOption = False,
 ) -> None:
     """Examples for fine-tuning: what a cheaper model could not answer, with the dearer one's reply. Redacted."""
-    from tierwise.study.tuning import PLACES, Tuning
+    from tierwise.study.data.tuning import PLACES, Tuning
 
     if file.exists():
         stop(f"{file} is there already; name another file", NO)
@@ -275,7 +275,7 @@ def _show_report(report: Report) -> None:
 
 
 def _show_tuning(file: Path, report: TuningReport) -> None:
-    from tierwise.study.tuning import WHY
+    from tierwise.study.data.tuning import WHY
 
     say(f"{file}: {report.examples:,} examples, {report.redacted:,} places redacted")
     for why, many in report.left_out:
@@ -292,7 +292,7 @@ def _wrong(judges: Judges) -> str:
 def _show_promise(promise: Promise, table: Table, file: Path) -> None:
     import numpy as np
 
-    from tierwise.study.calibrate import unusable
+    from tierwise.study.promises.calibrate import unusable
 
     without = unusable(table, promise.reference)
     if without:

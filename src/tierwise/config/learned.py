@@ -144,7 +144,7 @@ class Learned:
         """Raises ConfigError when the artefact is not there or not sound."""
         if not id:
             return BuiltIn()
-        from tierwise.study.artefact import load
+        from tierwise.study.training.artefact import load
 
         try:
             return load(self.artefacts, id)

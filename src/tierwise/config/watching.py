@@ -23,7 +23,7 @@ from tierwise.watch.audit import Broken, Seen, look, look_at_late
 from tierwise.watch.fresh import drift_words, drifting, look_at_drift, look_at_skew, skew_words, skewing
 
 if TYPE_CHECKING:
-    from tierwise.study.histograms import Histogram
+    from tierwise.study.training.histograms import Histogram
 
 _log = logging.getLogger("tierwise")
 LOOK_S = 30
@@ -95,7 +95,7 @@ class Watching:
     def inputs(self, estimator: str) -> tuple[Histogram, ...]:
         """What this estimator's training saw; () when that is not known."""
         if estimator and estimator != self._inputs[0]:
-            from tierwise.study.artefact import read_manifest
+            from tierwise.study.training.artefact import read_manifest
 
             try:
                 self._inputs = (estimator, read_manifest(self.learned.artefacts, estimator).inputs)

@@ -1,6 +1,6 @@
 """The estimator that was trained on the owner's traffic, as it serves: a linear score per model, made a chance.
 
-Pure, and numpy alone. `study/fit` makes one, and says there what each part is for. A score is
+Pure, and numpy alone. `study/training/fit` makes one, and says there what each part is for. A score is
 
     bias[m] + workload[w, m] + Σ grams[g, m] / √(number of grams) + Σ dense[d, m] × (x[d] − shift[d]) / scale[d]
 

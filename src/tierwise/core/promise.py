@@ -1,6 +1,6 @@
 """A promise about quality: "with confidence 1 − δ, what is answered here loses at most α against the reference". Data.
 
-Calibration makes one from labelled outcomes (`study/calibrate`), workload by workload, or says that it cannot. A plan
+Calibration (`study/promises`) makes one from labelled outcomes, workload by workload, or says that it cannot. A plan
 that names a promise serves with the models that were certified, where training expects them to lose no more than the
 certified threshold, and with the reference everywhere else. What was certified is what is served: neither the price of
 money nor the amounts of the policy choose within a promise.

@@ -20,8 +20,8 @@ import msgspec
 
 from tierwise.core.ports import Heard, Late, Story
 from tierwise.core.promise import Promise
-from tierwise.study import labels
-from tierwise.study.intake import Taken, delivered, taken_of
+from tierwise.study.data import labels
+from tierwise.study.data.intake import Taken, delivered, taken_of
 from tierwise.watch.fresh import Drifting, Skewing
 from tierwise.watch.promises import Observation, Watch, judge, watching
 

@@ -17,8 +17,8 @@ from collections.abc import Sequence
 import msgspec
 import numpy as np
 
-from tierwise.study.histograms import LEAST_ROWS, Histogram, counted
 from tierwise.study.table import Floats, Inputs
+from tierwise.study.training.histograms import LEAST_ROWS, Histogram, counted
 
 RATE = 0.01  # of looks that find a drift where there is none
 LEAST = 5.0  # requests that a bin has to expect before the test believes it

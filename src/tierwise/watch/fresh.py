@@ -15,8 +15,8 @@ import msgspec
 from tierwise.core.ports import Record, Story
 from tierwise.core.request import FEATURES_VERSION
 from tierwise.core.rise import is_dear
-from tierwise.study.histograms import MIX, Histogram, counted
 from tierwise.study.table import inputs_of
+from tierwise.study.training.histograms import MIX, Histogram, counted
 from tierwise.watch import drift, skew
 from tierwise.watch.drift import Drift, compared
 from tierwise.watch.skew import Share, Skew

@@ -19,7 +19,7 @@ import msgspec
 import numpy as np
 
 from tierwise.core.promise import Promise
-from tierwise.study.bounds import STAKES, Floats, spread
+from tierwise.study.promises.bounds import STAKES, Floats, spread
 
 DELTA = 0.05  # the chance, for each segment and for ever, of withdrawing a promise that holds
 

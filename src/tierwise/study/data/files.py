@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from tierwise.core.errors import DataError, Problem
-from tierwise.study.columns import (
+from tierwise.study.data.columns import (
     COLUMNS,
     KINDS,
     NEEDED,

@@ -6,10 +6,10 @@ from collections.abc import Iterator, Sequence
 
 import msgspec
 
-from tierwise.study import trials
 from tierwise.study import yardsticks as ys
-from tierwise.study.bench import Bench, SetResult
-from tierwise.study.evaluate import PARTS, Evaluation
+from tierwise.study.judging.evaluate import PARTS, Evaluation
+from tierwise.study.report import trials
+from tierwise.study.report.bench import Bench, SetResult
 
 BEGIN, END = "<!-- figures: make bench-routing -->", "<!-- end of figures -->"
 WAYS = ("zero", "random", "keywords", "router", "agreement", "with agreement", "oracle")

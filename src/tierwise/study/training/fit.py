@@ -20,15 +20,15 @@ from numpy.typing import NDArray
 from tierwise.core.errors import TierwiseError
 from tierwise.core.learned import DENSE, Heads, Trained, standardised
 from tierwise.core.request import FEATURES_VERSION
-from tierwise.study import chances
-from tierwise.study.histograms import Histogram, histograms
-from tierwise.study.predict import predict as predict
-from tierwise.study.predict import said
-from tierwise.study.regress import Columns, Weights, columns, design, folds_of, solve, weights_of
-from tierwise.study.settings import FOLDS, Settings, choose
+from tierwise.study.data.trust import Suspect
 from tierwise.study.table import Ints, Table
-from tierwise.study.targets import ROWS, Targets, leans, targets, trust
-from tierwise.study.trust import Suspect
+from tierwise.study.training import chances
+from tierwise.study.training.histograms import Histogram, histograms
+from tierwise.study.training.predict import predict as predict
+from tierwise.study.training.predict import said
+from tierwise.study.training.regress import Columns, Weights, columns, design, folds_of, solve, weights_of
+from tierwise.study.training.settings import FOLDS, Settings, choose
+from tierwise.study.training.targets import ROWS, Targets, leans, targets, trust
 from tierwise.study.yardsticks import two_models
 
 Floats = NDArray[np.float64]
@@ -64,7 +64,7 @@ class FitReport(msgspec.Struct, frozen=True, kw_only=True):
     left_out: int  # rows that the figures are about
     models: tuple[ModelReport, ...]
     warnings: tuple[str, ...]  # sentences
-    suspects: tuple[Suspect, ...] = ()  # whose labels were left out (`study/believed`)
+    suspects: tuple[Suspect, ...] = ()  # whose labels were left out (`study/training/believed`)
 
 
 class Fitted(msgspec.Struct, frozen=True):

@@ -20,11 +20,23 @@ from numpy.typing import NDArray
 
 from tierwise.core.learned import Trained
 from tierwise.core.promise import Judges, Promise, Segment
-from tierwise.study.bounds import at_most, leading, needed, upper
-from tierwise.study.cascades import AGREEMENT, ALWAYS, NEVER, Cut, Figures, Kind, Route, figures, route, served, voices
-from tierwise.study.fit import predict
-from tierwise.study.labels import SOUND_WEIGHT
+from tierwise.study.data.labels import SOUND_WEIGHT
+from tierwise.study.promises.bounds import at_most, leading, needed, upper
+from tierwise.study.promises.cascades import (
+    AGREEMENT,
+    ALWAYS,
+    NEVER,
+    Cut,
+    Figures,
+    Kind,
+    Route,
+    figures,
+    route,
+    served,
+    voices,
+)
 from tierwise.study.table import Floats, Ints, Table, split
+from tierwise.study.training.fit import predict
 
 CHOOSING = 0.25  # of the labelled rows, where training has left none to choose on
 SHARES = np.arange(0.1, 0.95, 0.1)  # of the requests, by expected loss: the thresholds that are tested, before ALWAYS

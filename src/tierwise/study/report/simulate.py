@@ -9,11 +9,11 @@ import numpy as np
 
 from tierwise.core.snapshot import Snapshot
 from tierwise.study import yardsticks as ys
-from tierwise.study.page import table as drawn
-from tierwise.study.play import NOT_KNOWN, columns, play
+from tierwise.study.data.whole import complete
+from tierwise.study.judging.play import NOT_KNOWN, columns, play
+from tierwise.study.judging.ways import keyword_points
+from tierwise.study.report.page import table as drawn
 from tierwise.study.table import Table
-from tierwise.study.ways import keyword_points
-from tierwise.study.whole import complete
 
 
 class Beside(msgspec.Struct, frozen=True):

@@ -24,8 +24,8 @@ import msgspec
 
 from tierwise.core.errors import TierwiseError
 from tierwise.core.learned import Trained, problems
-from tierwise.study.fit import FitReport, Fitted, identified
-from tierwise.study.histograms import Histogram
+from tierwise.study.training.fit import FitReport, Fitted, identified
+from tierwise.study.training.histograms import Histogram
 
 MANIFEST, ARRAYS = "manifest.json", "arrays.npz"
 MOST_BYTES = 256 << 20

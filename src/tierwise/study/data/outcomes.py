@@ -1,7 +1,7 @@
 """Outcome tables: from files to a `Table` in memory with a report of what is there and what is missing, and back.
 
 Of many prompts a sample is kept, chosen by a hash of their ids, so that the same data gives the same table and memory
-stays bounded whatever the files hold. Every value of every row is checked (`study/files`), and the report counts all.
+stays bounded whatever the files hold. Every value of every row is checked (`files`), and the report counts all.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ import numpy as np
 from tierwise.core.errors import DataError, Problem
 from tierwise.core.features import extract
 from tierwise.core.request import FEATURES_VERSION, Features, Prompt, Turn
-from tierwise.study.files import Opened, opened
-from tierwise.study.holdings import Report, report_of
+from tierwise.study.data.files import Opened, opened
+from tierwise.study.data.holdings import Report, report_of
+from tierwise.study.data.trust import Labels
 from tierwise.study.table import Floats, Inputs, Ints, Table, group_of, inputs_of
-from tierwise.study.trust import Labels
 from tierwise.wire.facts import answer_key
 from tierwise.wire.neutral import ToolUse
 

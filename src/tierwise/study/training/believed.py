@@ -8,10 +8,10 @@ from collections.abc import Sequence
 import msgspec
 import numpy as np
 
-from tierwise.study.fit import Fitted, Progress, fit
-from tierwise.study.settings import Settings
+from tierwise.study.data.trust import Labels, Suspect, reweighed, suspects, trusts
 from tierwise.study.table import Floats, Table
-from tierwise.study.trust import Labels, Suspect, reweighed, suspects, trusts
+from tierwise.study.training.fit import Fitted, Progress, fit
+from tierwise.study.training.settings import Settings
 
 HARDLY = 0.5  # believed by less than this, a key is named
 

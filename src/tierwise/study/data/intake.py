@@ -17,10 +17,10 @@ import msgspec
 
 from tierwise.core.episode import Answer, Call, Denied, Event, Fact, Replied, ReplyFacts, Serve, Told
 from tierwise.core.ports import Feedback, Record, Story
-from tierwise.study import labels
-from tierwise.study.columns import LabelRow, OutcomeRow, PromptRow
-from tierwise.study.files import write
-from tierwise.study.prompts import text_of
+from tierwise.study.data import labels
+from tierwise.study.data.columns import LabelRow, OutcomeRow, PromptRow
+from tierwise.study.data.files import write
+from tierwise.study.data.prompts import text_of
 
 LATE_S = 86_400  # what is said later than this after the request is counted as late
 NANO = 1e9

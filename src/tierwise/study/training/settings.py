@@ -14,9 +14,9 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from tierwise.study.regress import CONSTANT, Columns, Scales, design, folds_of, left_out
 from tierwise.study.table import Ints, Table
-from tierwise.study.targets import Targets, leans
+from tierwise.study.training.regress import CONSTANT, Columns, Scales, design, folds_of, left_out
+from tierwise.study.training.targets import Targets, leans
 
 Floats = NDArray[np.float64]
 Kernels = tuple[Floats, Floats, Floats]

@@ -19,14 +19,14 @@ from tierwise.core.policy import Amounts, Best, Policy
 from tierwise.core.promise import Segment
 from tierwise.core.snapshot import Snapshot, build
 from tierwise.study import yardsticks as ys
-from tierwise.study.calibrate import calibrate
-from tierwise.study.cascades import Kind, cut_of, figures, route, served
-from tierwise.study.evaluate import Trainer
-from tierwise.study.fit import predict
-from tierwise.study.play import catalogue_of, prompt_of
+from tierwise.study.data.whole import LEAST_ROWS
+from tierwise.study.judging.evaluate import Trainer
+from tierwise.study.judging.play import catalogue_of, prompt_of
+from tierwise.study.judging.ways import best_of, planned, points, rates_of, scores, taken
+from tierwise.study.promises.calibrate import calibrate
+from tierwise.study.promises.cascades import Kind, cut_of, figures, route, served
 from tierwise.study.table import Table, inputs_of, split
-from tierwise.study.ways import best_of, planned, points, rates_of, scores, taken
-from tierwise.study.whole import LEAST_ROWS
+from tierwise.study.training.fit import predict
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]

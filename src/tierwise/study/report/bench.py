@@ -19,15 +19,15 @@ import numpy as np
 
 from tierwise.core.errors import TierwiseError
 from tierwise.core.learned import Trained
-from tierwise.study import trials
 from tierwise.study import yardsticks as ys
-from tierwise.study.evaluate import Evaluation, Seeded, gathered, one_seed
-from tierwise.study.files import pairs_of
-from tierwise.study.fit import fit
-from tierwise.study.outcomes import load
+from tierwise.study.data.files import pairs_of
+from tierwise.study.data.outcomes import load
+from tierwise.study.data.whole import EvaluateError, Whole, whole
+from tierwise.study.judging.evaluate import Evaluation, Seeded, gathered, one_seed
+from tierwise.study.judging.ways import rates_of, scores
+from tierwise.study.report import trials
 from tierwise.study.table import Table, split
-from tierwise.study.ways import rates_of, scores
-from tierwise.study.whole import EvaluateError, Whole, whole
+from tierwise.study.training.fit import fit
 
 Progress = Callable[[str], None]
 Kind = Literal["seed", "source", "held out", "promises", "stability", "speed"]

@@ -13,9 +13,9 @@ import msgspec
 from tierwise.core.episode import Replied
 from tierwise.core.ports import Record, Story
 from tierwise.core.request import Prompt
-from tierwise.study.intake import delivered
-from tierwise.study.prompts import prompt_of
-from tierwise.study.redact import redact
+from tierwise.study.data.intake import delivered
+from tierwise.study.data.prompts import prompt_of
+from tierwise.study.data.redact import redact
 from tierwise.study.table import group_of
 
 Format = Literal["openai", "plain"]

@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 
 from tierwise.core.learned import Trained
 from tierwise.study import yardsticks as ys
-from tierwise.study.play import remembered
+from tierwise.study.data.whole import Whole, whole
+from tierwise.study.judging.play import remembered
+from tierwise.study.judging.ways import Points, Scores, best_of, planned, points, rates_of, scores, taken
 from tierwise.study.table import Table, split
-from tierwise.study.ways import Points, Scores, best_of, planned, points, rates_of, scores, taken
-from tierwise.study.whole import Whole, whole
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]

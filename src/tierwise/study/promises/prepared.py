@@ -11,15 +11,15 @@ import numpy as np
 
 from tierwise.core.learned import Trained
 from tierwise.core.promise import Judges
-from tierwise.study import labels as kinds
-from tierwise.study.artefact import load as artefact
-from tierwise.study.artefact import read_manifest, save
-from tierwise.study.believed import fit_believed
-from tierwise.study.calibrate import CHOOSING
-from tierwise.study.fit import FitError
-from tierwise.study.outcomes import Judged, load, load_judged
+from tierwise.study.data import labels as kinds
+from tierwise.study.data.outcomes import Judged, load, load_judged
+from tierwise.study.data.trust import Labels, without
+from tierwise.study.promises.calibrate import CHOOSING
 from tierwise.study.table import Ints, Table, split
-from tierwise.study.trust import Labels, without
+from tierwise.study.training.artefact import load as artefact
+from tierwise.study.training.artefact import read_manifest, save
+from tierwise.study.training.believed import fit_believed
+from tierwise.study.training.fit import FitError
 
 
 class Prepared(msgspec.Struct, frozen=True, kw_only=True):

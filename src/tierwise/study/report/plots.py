@@ -7,8 +7,8 @@ from html import escape
 
 import numpy as np
 
-from tierwise.study.bench import SetResult
-from tierwise.study.evaluate import Seeded
+from tierwise.study.judging.evaluate import Seeded
+from tierwise.study.report.bench import SetResult
 
 WIDTH, HEIGHT, LEFT, TOP, GAP = 560, 300, 60, 46, 84
 POINTS = 60

@@ -31,8 +31,8 @@ from tierwise.core.learned import Trained
 from tierwise.core.ports import Record
 from tierwise.core.snapshot import Snapshot
 from tierwise.core.weigh import Weighed, weigh
-from tierwise.study import offpolicy
-from tierwise.study.intake import exploration_denied
+from tierwise.study.data.intake import exploration_denied
+from tierwise.study.judging import offpolicy
 
 CHANGES_TOLD = 20
 

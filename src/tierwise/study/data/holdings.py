@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 import numpy as np
 
-from tierwise.study.files import Opened
+from tierwise.study.data.files import Opened
 from tierwise.study.table import Table
 
 WORKLOADS_SHOWN = 20

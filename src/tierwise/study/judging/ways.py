@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from tierwise.core.estimate import outlook
 from tierwise.core.learned import DENSE, Trained, standardised
 from tierwise.study import yardsticks as ys
-from tierwise.study.play import rates_usd, remembered
+from tierwise.study.judging.play import rates_usd, remembered
 from tierwise.study.table import Table
 
 Floats = NDArray[np.float64]
@@ -79,7 +79,7 @@ def rates_of(table: Table) -> Floats:
 def scores(trained: Trained, table: Table, rates: Floats) -> Scores:
     """What this estimator expects of these prompts, in the order of the table's models. One that was not trained on is
     worth nothing, so that nobody is sent there by ignorance."""
-    from tierwise.study.fit import predict
+    from tierwise.study.training.fit import predict
 
     mean, _, _ = predict(trained, table.inputs, table.workloads)
     place = {name: i for i, name in enumerate(trained.models)}

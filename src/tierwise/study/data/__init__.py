@@ -1,0 +1,1 @@
+"""Outcome tables: read, checked, gathered from journals, and whom to believe."""

@@ -1,0 +1,1 @@
+"""What a policy is worth: played over outcomes, replayed over episodes, compared."""

@@ -1,0 +1,1 @@
+"""Promises about quality: bounds, and the thresholds that keep them."""

@@ -1,0 +1,1 @@
+"""Whole reports: the bench of routing, its tables and plots."""

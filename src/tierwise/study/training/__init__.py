@@ -1,0 +1,1 @@
+"""Estimators: fitted on outcome tables, kept as artefacts."""
