@@ -298,7 +298,8 @@ def served(
         at_s = day + i * DAY_S // len(asked)
         money = money_of(books.passes(payer, hints), at_s)
         episode = _episode(snapshot, features, id=f"{i}", at_s=at_s, money=money, payer=payer)
-        episode = shares.opened(episode) if shares else episode
+        rise = snapshot.policies[episode.policy].dear_rise
+        episode = shares.opened(episode, rise) if shares else episode
         dearer += episode.money.value > 1.0
         decision = decide(snapshot, episode)
         step = decision.step
@@ -316,7 +317,7 @@ def served(
         if shares:
             outcome = Outcome(status="answered", routed=step.model, cost_nano=cost, baseline_nano=baseline)
             record = Record(episode=episode, decisions=(decision,), outcome=outcome)
-            shares.note(record, snapshot.policies[episode.policy].dear_rise)
+            shares.note(record, rise)
         answered += 1
         dear += step.model == DEAR
         spent += cost

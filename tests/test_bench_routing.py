@@ -212,6 +212,10 @@ def test_simulate_says_what_a_configuration_is_worth(
     assert set(found["served"]) <= {"acme/large", "acme/small"}
     code, out, _ = run(capsys, monkeypatch, "simulate", data, "--config", config)
     assert "oracle at this cost" in out
+    assert "not promoted" not in out
+    config.write_text(CONFIG + "policy: {start: cheap, plans: {cheap: {best: [fast, frontier], promise: kept}}}\n")
+    code, out, _ = run(capsys, monkeypatch, "simulate", data, "--config", config)
+    assert "Promise kept is not promoted, so nothing is saved on it" in out
     code, _, err = run(capsys, monkeypatch, "simulate", data, "--config", config, "--policy", "nope")
     assert code == 2
     assert "no policy 'nope'" in err
@@ -266,7 +270,7 @@ def test_replay_reads_the_journal_and_its_labels(
     assert code == 0, err
     found = json.loads(out)
     assert found["episodes"] == 3
-    assert any("no decision has odds" in note for note in found["notes"])
+    assert any("no decision has odds" in note and "`shadow: false` logs" in note for note in found["notes"])
     code, out, _ = run(capsys, monkeypatch, "replay", "--state", tmp_path, "--config", config)
     assert "3 requests under snapshot" in out
 

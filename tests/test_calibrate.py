@@ -180,6 +180,12 @@ def test_about_as_many_as_were_missing_are_enough() -> None:
     assert certified >= 4 and n < 4_000
 
 
+def test_an_agreement_of_one_cheaper_model_says_that_it_takes_two() -> None:
+    found = only(calibrate(made(1_000), ESTIMATOR, kind="agreement", models=(TINY.id,), **ASKED))
+    assert found.status == "uncertified" and f"labelled; there is one ({TINY.id}): try kind choice" in found.why
+    assert only(calibrate(made(1_000), ESTIMATOR, kind="choice", models=(TINY.id,), **ASKED)).n > 0
+
+
 def test_models_that_lose_more_are_not_certified_by_any_number_of_labels() -> None:
     table = made(3_000, worse=0.5)
     found = only(calibrate(table, ESTIMATOR, kind="choice", **ASKED))
@@ -257,6 +263,24 @@ def test_a_prompt_that_is_there_many_times_is_no_evidence_of_many() -> None:
     # What is repeated once now and then costs next to nothing.
     table = made(2_000).take(np.concatenate((np.arange(2_000), np.arange(100))))
     assert only(calibrate(table, ESTIMATOR, kind="agreement", **ASKED)).status == "certified"
+
+
+@pytest.mark.parametrize("kind", ["choice", "agreement"])
+def test_a_frequent_prompt_that_only_chose_is_not_forgotten(kind: Any) -> None:
+    """Cheap models fail at one prompt alone, which is 4 % of the traffic. In a quarter of the splits all of it chooses,
+    and the other rows show no loss."""
+    broken = 0
+    for seed in range(16):
+        table = made(1_000, seed)
+        often = np.random.default_rng(seed).random(1_000) < 0.04
+        quality = np.repeat(table.quality[:, :1], len(MODELS), axis=1)
+        quality[often] = (1.0, *(0.0,) * (len(MODELS) - 1))
+        answers = np.where(quality > 0, 0, 1)
+        groups = np.where(often, -1, table.groups)
+        same = with_changes(table, quality=quality, answers=answers, groups=groups)
+        found = only(calibrate(same, ESTIMATOR, kind=kind, seed=seed, **ASKED))
+        broken += found.status == "certified" and truth(found, kind, same).loss > ASKED["alpha"]
+    assert broken == 0
 
 
 # ------------------------------------------------------------------------------------------------ segments

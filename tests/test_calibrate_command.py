@@ -54,6 +54,37 @@ def command(folder: Path, *words: str) -> tuple[int, str]:
     return ran.returncode, ran.stdout + ran.stderr
 
 
+@pytest.mark.parametrize("name", ["", "a/../b", "../p", "q q/..", "..", "two words"])
+def test_a_promise_is_written_nowhere_else(name: str, tmp_path: Path) -> None:
+    words = (str(files(tmp_path / "data", 30)), "--model-reference", BIG.id, "--state", str(tmp_path / "state"))
+    ran = run("calibrate", *words, "--name", name, cwd=tmp_path)
+    assert ran.returncode == 2 and "begins with a letter or digit" in ran.stderr
+    assert [each.name for each in tmp_path.iterdir()] == ["data"]
+
+
+@pytest.mark.parametrize(("option", "given"), [("--confidence", "90"), ("--alpha", "2"), ("--alpha", "nan")])
+def test_a_share_that_is_none_is_told_as_it_was_typed(option: str, given: str, tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    code, told = command(tmp_path, str(tmp_path / "data"), option, given)
+    assert code == 2 and told.startswith(f"tierwise: {option} {given}: above 0 and below 1")
+
+
+def test_with_one_cheaper_model_the_kind_is_chosen_that_takes_one(tmp_path: Path) -> None:
+    """And named with its reason; whoever insists on the other is told what it takes, without figures of nothing."""
+    data = files(tmp_path / "data", 800)
+    target = data / "sums.outcomes.parquet"
+    database = duckdb.connect()
+    database.execute(f"CREATE TABLE o AS FROM '{target}'")
+    database.execute("DELETE FROM o WHERE model = ?", [MID.id])
+    database.execute(f"COPY o TO '{target}'")
+    code, told = command(tmp_path, str(data), "--alpha", "0.2")
+    assert code == 0 and "certified" in told, told
+    assert told.startswith("A promise of kind choice, for an agreement takes two") and f"one, {TINY.id}." in told
+    code, told = command(tmp_path, str(data), "--alpha", "0.2", "--kind", "agreement")
+    assert code == 1 and f"there is one ({TINY.id}): try kind choice" in told
+    assert "labelled requests tested" in told and "at most 100" not in told and "loss 0.00%" not in told
+
+
 def test_the_command_makes_an_estimator_and_a_promise_about_it(tmp_path: Path) -> None:
     data = files(tmp_path / "data", 800)
     code, told = command(tmp_path, str(data))

@@ -10,7 +10,9 @@ import os
 import pty
 import re
 import select
+import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import urllib.request
@@ -20,6 +22,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tierwise import __version__
+from tierwise.cli.main import ORDER
 
 ROOT = Path(__file__).parent.parent
 ENVIRON = {
@@ -89,6 +94,19 @@ def test_help_names_every_command(tmp_path: Path) -> None:
     assert run(cwd=tmp_path).returncode == 2
 
 
+def test_help_begins_with_what_one_needs_first(tmp_path: Path) -> None:
+    listed = re.findall(r"^│ ([a-z]+) ", good("--help", cwd=tmp_path), re.M)
+    assert listed[:7] == ["serve", "route", "why", "models", "config", "key", "budget"]
+    assert [name for name in listed if name in ("promote", "fit", "plan", "calibrate", "outcomes")] == [
+        "outcomes", "fit", "calibrate", "plan", "promote",
+    ]  # fmt: skip
+    assert sorted(" ".join(ORDER).split()) == sorted(listed)
+
+
+def test_the_version_is_that_of_the_package(tmp_path: Path) -> None:
+    assert good("--version", cwd=tmp_path) == f"tierwise {__version__}\n"
+
+
 @pytest.mark.parametrize(
     ("words", "code", "said"),
     [
@@ -96,10 +114,12 @@ def test_help_names_every_command(tmp_path: Path) -> None:
         (["rout", "x"], 2, "No such command"),
         (["route", "x", "--polcy", "y"], 2, "No such option"),
         (["route", "x", "--config", "none.yaml"], 2, "none.yaml"),
+        (["route", ""], 2, "the message is empty"),
         (["route", "x", "--latency", "soon"], 2, "interactive, background, batch"),
         (["route", "x", "--max-tokens", "0"], 2, "max_tokens"),
         (["route", "x", "--model", "simulated/smal"], 1, "simulated/small"),
         (["why", "01a200c47174fe419df30cc2b903e495"], 1, "01a200c47174fe419df30cc2b903e495"),
+        (["why", "1234"], 1, "the id is in the header x-tierwise-decision of a reply, and its journal in --state"),
         (["serve", "--port", "99999"], 2, "port"),
         (["serve", "--host", "0.0.0.0"], 2, "keys"),
         (["config", "check", "none.yaml"], 2, "none.yaml"),
@@ -127,7 +147,20 @@ def test_route_says_what_why_and_what_would_change_it(tmp_path: Path) -> None:
     ):
         assert part in said
     assert "_nano" not in said
+    assert said.count("weigh least") == 1, "the reason is said once"
+    assert "price USD" not in said and re.search(r"cost USD +seconds +waiting USD", said)
     assert not list(tmp_path.iterdir()), "it only looks"
+
+
+def test_route_and_check_look_into_the_state_that_is_named(tmp_path: Path) -> None:
+    """For what was learned lies there: here a state that nobody can read."""
+    learned = tmp_path / "elsewhere/learned"
+    learned.mkdir(parents=True)
+    (learned / "1.json").symlink_to(tmp_path)
+    (tmp_path / "tierwise.yaml").write_text("models: {simulated/small: {}}\n")
+    said = [good("config", "check", "--state", state, cwd=tmp_path) for state in ("elsewhere", "here")]
+    assert ["number 1 does not serve" in each for each in said] == [True, False]
+    assert run("route", "x", "--state", "elsewhere", cwd=tmp_path).returncode == 0
 
 
 def test_route_as_json(tmp_path: Path) -> None:
@@ -268,6 +301,19 @@ def test_why_tells_the_past_while_the_gateway_runs_and_afterwards(past: Any) -> 
     ):
         assert part in said
     assert "_nano" not in said
+
+
+def test_why_takes_how_an_id_begins_where_one_alone_begins_so(past: Any, tmp_path: Path) -> None:
+    folder, facts, decision, meanwhile = past
+    assert good("why", decision[:8], cwd=folder) == meanwhile
+    assert run("why", decision[:7], cwd=folder).returncode == 1
+    state = shutil.copytree(folder / facts["state"], tmp_path / "state")
+    with sqlite3.connect(state / "journal.sqlite") as journal:
+        columns = "at_s, snapshot, record"
+        journal.execute(f"INSERT INTO episodes (id, {columns}) SELECT id || 'a', {columns} FROM episodes")  # noqa: S608
+    assert good("why", decision, "--state", str(state), cwd=tmp_path) == meanwhile
+    ran = run("why", decision[:-1], "--state", str(state), cwd=tmp_path)
+    assert ran.returncode == 1 and f"{decision} and {decision}a; give more" in ran.stderr
 
 
 def test_why_as_json(past: Any) -> None:

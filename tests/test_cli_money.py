@@ -146,7 +146,7 @@ def test_a_balance_that_cannot_be_had(served: str, run: Run) -> None:
         ran = run("balance", "--url", "http://127.0.0.1:9", *words)
         assert ran.returncode == 1 and "does not answer" in ran.stderr and "tierwise serve" in ran.stderr
     ran = run("balance", "--url", f"{served}/elsewhere", "--key", KEY)
-    assert ran.returncode == 1 and "there is nothing at" in ran.stderr
+    assert ran.returncode == 1 and "leads nowhere" in ran.stderr
     for url in ("ftp://x", "http://x:y", "http://me@x"):
         assert run("balance", "--url", url).returncode == 2
     assert run("balance", "--url", served, "--key", "ключ\n").returncode == 2

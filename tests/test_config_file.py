@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.support.config_samples import Disagrees, moved, options, slips, validate
-from tierwise.config.file import MAX_BYTES, Located, read_file, read_text
-from tierwise.config.read import nearest, read
+from tierwise.config.file import MAX_BYTES, read_file, read_text
 from tierwise.config.schema import ConfigFile, schema
 from tierwise.core.errors import ConfigError, Problem
+from tierwise.core.read import nearest, read
 
 OPTIONS = list(options())
 SCHEMA = schema()
@@ -26,7 +26,7 @@ def problems_of(text: str, *, toml: bool = False) -> list[Problem]:
         located = read_text(text, toml=toml)
     except ConfigError as error:
         return list(error.problems)
-    return [*located.problems, *read(located, ConfigFile)[1]]
+    return [*located.problems, *read(located.data, ConfigFile, line=located.line)[1]]
 
 
 # ------------------------------------------------------------------------------------------------ text
@@ -147,7 +147,7 @@ def test_files_that_cannot_be_read_say_why(tmp_path: Any) -> None:
     big, latin = tmp_path / "big.yaml", tmp_path / "latin.yaml"
     big.write_text("#" * (MAX_BYTES + 1))
     latin.write_bytes(b"a: 1\nb: \xe9\n")
-    for path, what in ((big, "is larger than"), (latin, "line 2: file: is not UTF-8"), (tmp_path, "cannot be read")):
+    for path, what in ((big, "is larger than"), (latin, "line 2: is not UTF-8"), (tmp_path, "cannot be read")):
         with pytest.raises(ConfigError, match=what):
             read_file(path)
 
@@ -176,13 +176,13 @@ def test_any_value_of_any_setting_is_taken_or_refused_in_its_place(option: Any, 
     for step in path[:-1]:
         at = at[step]
     at[path[-1]] = value
-    made, problems = read(Located(changed, {}), ConfigFile)
+    made, problems = read(changed, ConfigFile)
     assert (made is None) == bool(problems)
 
 
 @pytest.mark.parametrize(("path", "data"), OPTIONS, ids=[".".join(map(str, path)) for path, _ in OPTIONS])
 def test_a_misspelt_setting_is_refused_with_its_line_and_the_nearest_name(path: Any, data: Any) -> None:
-    assert read(Located(data, {}), ConfigFile)[1] == []
+    assert read(data, ConfigFile)[1] == []
     validate(data, SCHEMA, SCHEMA)
     for slip in slips(path[-1]):
         bad = moved(data, path, slip)
@@ -236,7 +236,7 @@ def test_a_number_that_no_store_could_keep_is_refused() -> None:
 
 
 def test_a_key_with_nothing_behind_it_is_no_key() -> None:
-    file, _ = read(read_text("server:\n  port:\nmodels:\n  acme/x:\n"), ConfigFile)
+    file, _ = read(read_text("server:\n  port:\nmodels:\n  acme/x:\n").data, ConfigFile)
     assert file == ConfigFile(models={"acme/x": None})
 
 

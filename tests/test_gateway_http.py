@@ -123,7 +123,7 @@ async def test_plain_http_is_understood(gateway: Gateway, upstream: FakeUpstream
     for sent in (
         post(CHAT, BODY, [LENGTH]),
         post(CHAT, CHUNKED, ["transfer-encoding: chunked"]),
-        post(CHAT, BODY, [LENGTH], host="Host: gateway.example:4100"),
+        post(CHAT, BODY, [LENGTH], host="Host: localhost:4100"),
         post(CHAT, BODY, [LENGTH], host="Host: [::1]:4100"),
         post(CHAT.removeprefix("/v1"), BODY, [LENGTH]),
         post("/v1" + CHAT, BODY, [LENGTH]),
@@ -156,3 +156,53 @@ async def test_without_a_known_key_nothing_is_served(tmp_path: Path, upstream: F
         untouched(gateway, upstream)
         for headers in ({"authorization": f"Bearer {ADA}"}, {"x-api-key": BOB}, {"authorization": f"bearer {BOB} "}):
             assert (await gateway.ask(OPENAI, headers=headers)).status == 200
+
+
+# ------------------------------------------------------------------------------------------------ pages in a browser
+
+
+@pytest.mark.parametrize(
+    ("said", "code"),
+    [
+        ({"origin": "http://evil.example"}, "foreign_origin"),
+        ({"origin": "null"}, "foreign_origin"),  # a page in a sandbox, or in a file
+        ({"host": "evil.example"}, "foreign_host"),  # a name of the page's own that leads here
+        ({"host": "127.0.0.1.evil.example:80"}, "foreign_host"),
+        ({"host": "localhost.evil.example"}, "foreign_host"),
+        ({"host": "10.0.0.7:4100"}, "foreign_host"),
+    ],
+)
+async def test_without_keys_a_page_of_the_web_spends_nothing(
+    gateway: Gateway, upstream: FakeUpstream, said: dict[str, str], code: str
+) -> None:
+    """A browser sends plain text anywhere without asking, and a gateway without keys would pay for it."""
+    headers = {"content-type": "text/plain", **said}
+    for door, path in DOORS.items():
+        heard = await gateway.post(path, json.dumps(SOUND[door]).encode(), headers=headers)
+        refused(heard, door, 403)
+        assert code in heard.body.decode() and "key" in heard.body.decode()
+    assert (await gateway.get("/v1/balance", headers=headers)).status == 403
+    untouched(gateway, upstream)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {},
+        {"host": "localhost:4100"},
+        {"host": "[::1]:4100"},
+        {"host": "127.8.9.1"},
+        {"host": "tierwise.localhost:4100"},
+        {"origin": "http://localhost:3000"},
+        {"origin": "http://127.0.0.1"},
+    ],
+)
+async def test_without_keys_programs_of_the_machine_are_answered(gateway: Gateway, said: dict[str, str]) -> None:
+    assert (await gateway.post("/v1/chat/completions", json.dumps(OPENAI.body()).encode(), headers=said)).status == 200
+
+
+async def test_with_keys_the_key_says_who_may_ask(tmp_path: Path, upstream: FakeUpstream) -> None:
+    async with Gateway(tmp_path, world(upstream, keys=KEYS)) as gateway:
+        headers = {"host": "gateway.example", "origin": "https://app.example", "authorization": f"Bearer {ADA}"}
+        heard = await gateway.post("/v1/chat/completions", json.dumps(OPENAI.body()).encode(), headers=headers)
+        assert heard.status == 200

@@ -11,6 +11,7 @@ from tests.support.callers import DIALECTS
 from tests.support.gateway import CHEAP, DEAR, Gateway, price, world
 from tests.support.replies import USUAL
 from tests.support.upstream import TEXT, Exchange, FakeUpstream, error, insane_usage, well_formed, wrong_model
+from tierwise.core.weigh import NAME_LETTERS
 
 
 async def test_a_dearer_fallback_is_held_at_its_own_price_before_it_is_asked(tmp_path: Path) -> None:
@@ -62,6 +63,19 @@ async def test_another_model_than_asked_is_priced_as_itself_or_as_the_dearest(tm
                 assert (heard.status, heard.model) == (200, CHEAP)
                 assert (outcome.routed, outcome.served, outcome.billed) == (CHEAP, served, billed)
                 assert outcome.cost_nano == (USUAL.input * dollars[0] + USUAL.output * dollars[1]) * 1_000
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["plain", "stream"])
+async def test_a_name_without_end_holds_nobody_up_and_is_not_kept(tmp_path: Path, stream: bool) -> None:
+    """U12: of a quarter of a megabyte, which may or may not end as a version does."""
+    endless = CHEAP.partition("/")[2] + "-1234" * 50_000 + "!"
+    async with FakeUpstream() as one, Gateway(tmp_path, world(one)) as gateway:
+        for dialect in DIALECTS:
+            one.script(wrong_model(endless))
+            heard = await gateway.ask(dialect, stream=stream or None)
+            outcome = (await gateway.last()).outcome
+            assert (heard.status, heard.model, outcome.billed) == (200, CHEAP, CHEAP)
+            assert outcome.served == endless[:NAME_LETTERS]
 
 
 INSANE: dict[str, dict[str, Any] | None] = {

@@ -9,7 +9,7 @@ import os
 import re
 import signal
 import sys
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,8 +22,9 @@ from tests.support.callers import DIALECTS, OPENAI, events_of
 from tests.support.gateway import CANARY, CHEAP, DEAR, ENVIRON, world
 from tests.support.replies import openai_events
 from tests.support.upstream import TEXT, Exchange, FakeUpstream, sse
-from tierwise.config import open_journal
+from tierwise.config import load, open_app, open_journal
 from tierwise.core.ports import Record
+from tierwise.server.serve import serve
 
 ROOT = Path(__file__).parents[1]
 PATIENCE_S = 30.0
@@ -228,6 +229,30 @@ async def test_a_change_of_the_configuration_is_taken_or_the_last_good_one_stays
         process.signal(signal.SIGINT)
         code, said = await process.ended()
         assert code == 0, said
+
+
+async def test_of_two_reloads_at_once_the_second_reads_when_the_first_is_served(tmp_path: Path) -> None:
+    """A SIGHUP while a change of the file is read: what was read first must not be served last."""
+    events: list[str] = []
+    done = asyncio.Event()
+
+    async def reload() -> None:
+        events.append("reads")
+        await asyncio.sleep(0)
+        events.append("serves")
+
+    async def twice(changed: Callable[[], Awaitable[None]]) -> None:
+        await asyncio.gather(changed(), changed())
+        done.set()
+
+    async with FakeUpstream() as one:
+        app = open_app(await load(written(tmp_path, world(one)), ENVIRON), in_memory=True)
+        serving = asyncio.create_task(serve(app, "127.0.0.1", 0, 1.0, reload=reload, watch=twice))
+        async with asyncio.timeout(PATIENCE_S):
+            await done.wait()
+            os.kill(os.getpid(), signal.SIGTERM)
+            await serving
+    assert events == ["reads", "serves"] * 2
 
 
 async def test_what_cannot_be_served_is_said_in_a_sentence(tmp_path: Path) -> None:

@@ -46,11 +46,14 @@ async def _leave_after(gateway: Gateway, dialect: Dialect, count: int, *, abrupt
     """Ask on a socket of one's own, read that many bytes of the response, and go; what was read."""
     reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
     sent = json.dumps(dialect.body(**body)).encode()
-    head = f"POST {dialect.path} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {len(sent)}"
+    lines = (f"POST {dialect.path} HTTP/1.1", "host: 127.0.0.1", "content-type: application/json")
+    head = "\r\n".join((*lines, f"content-length: {len(sent)}"))
     writer.write(head.encode() + b"\r\n\r\n" + sent)
     read = b""
     while len(read) < count:
-        read += await reader.read(count - len(read))
+        more = await reader.read(count - len(read))
+        assert more, f"the gateway ended it: {read!r}"
+        read += more
     if abruptly:
         writer.transport.abort()
     else:

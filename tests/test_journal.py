@@ -60,6 +60,15 @@ async def test_what_was_written_is_read_back_whole(journal: Any) -> None:
     assert (journal.dropped, journal.last_error) == (0, "")
 
 
+@pytest.mark.parametrize(
+    ("start", "found"), [("ab", ["ab", "abc"]), ("abc", ["abc"]), ("b%", []), ("", ["a", "ab"]), ("x", ["x\u2600"])]
+)
+async def test_ids_are_found_by_how_they_begin(journal: Any, start: str, found: list[str]) -> None:
+    for id in ("b", "abc", "abd", "ab", "a", "x\u2600"):
+        journal.write(a_record(id))
+    assert await journal.beginning(start) == found
+
+
 async def test_a_read_sees_every_earlier_write(journal: Any) -> None:
     for n in range(1_000):
         journal.write(a_record(f"{n}"))

@@ -10,7 +10,7 @@ import pytest
 from tests.support.ledgers import ADA, NOON, a_hold
 from tierwise.core.budget import Budget, Charge
 from tierwise.core.request import Hints
-from tierwise.stores.ledger import commits, sql
+from tierwise.stores.ledger import commits, sql, sqlite
 from tierwise.stores.ledger.sqlite import SqliteLedger
 
 BUDGET = Budget(scope="user", limit_nano=10**9)
@@ -86,6 +86,19 @@ async def test_a_conversation_that_is_new_is_looked_for_once(tmp_path: Path, mon
     assert len(asked) == 8, asked
     await ledger.drain()
     assert [ledger.left_nano(ADA, Hints(session=f"s{n}")) for n in range(8)] == [70] * 8
+    await ledger.close()
+
+
+async def test_conversations_that_nothing_is_held_for_are_not_all_remembered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever only asks, or is refused, brings no commit that would forget them, and makes their names at will."""
+    monkeypatch.setattr(sqlite, "ABSENT_KEPT", 5)
+    budget = Budget(scope="session", limit_nano=100)
+    ledger = SqliteLedger(tmp_path / "ledger.sqlite", (budget,), lambda: float(NOON), reserve_bytes=1)
+    for n in range(40):
+        assert ledger.money(ADA, Hints(session=f"s{n}"), NOON).left_nano == 100
+        assert len(ledger._absent) <= 5
     await ledger.close()
 
 

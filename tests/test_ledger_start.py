@@ -70,6 +70,18 @@ async def test_a_million_open_holds_sleep_and_count_as_if_they_were_awake(
     assert list(audit(ledger.path)) == []
 
 
+async def test_a_call_that_turns_out_never_to_have_been_made_leaves_no_request_below_zero(tmp_path: Path) -> None:
+    """A request's own account is in no file, so a hold that wakes brings its step with it."""
+    clock = Clock()
+    ledger = a_ledger(tmp_path, clock)
+    await ledger.hold(a_hold("0", 50))
+    ledger.close_now()
+    ledger = a_ledger(tmp_path, clock)
+    ledger.settle("0", Charge(cost_nano=0, kind="released"))
+    assert ledger.audit() == ()
+    await ledger.close()
+
+
 # ------------------------------------------------------------------------------------------------ files that go away
 
 

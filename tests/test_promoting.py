@@ -17,7 +17,8 @@ from tests.support.commands import Command
 from tests.support.gateway import CHEAP, DEAR, Gateway
 from tests.support.gateway import world as served
 from tests.support.upstream import FakeUpstream
-from tierwise.config.learned import Learned, strangers
+from tierwise.config import apply
+from tierwise.config.learned import Learned, strangers, unpromised
 from tierwise.core.errors import ConfigError
 from tierwise.core.learned import Trained
 from tierwise.core.policy import Accept, Best, Cascade
@@ -46,6 +47,11 @@ def kept(learned: Learned, given: Trained) -> str:
     )  # fmt: skip
     return artefact.save(Fitted(identified(given), report, "0" * 16), learned.artefacts)
 
+
+PROMISING = """
+models: {simulated/large: {}, simulated/small: {}}
+policy: {start: choose, plans: {choose: {best: [simulated/small], promise: q}}}
+"""
 
 # ------------------------------------------------------------------------------------------------ the folder
 
@@ -227,6 +233,27 @@ async def test_a_reload_of_the_configuration_keeps_what_was_promoted(tmp_path: P
         assert estimator.id == id
 
 
+async def test_a_configuration_that_was_read_before_a_promotion_does_not_undo_it(tmp_path: Path) -> None:
+    """Nor does one that comes while the promotion is read."""
+    async with FakeUpstream() as one, FakeUpstream() as two, Gateway(tmp_path, served(one, two)) as gateway:
+        runtime, learned = gateway.app.runtime, Learned(tmp_path / ".tierwise")
+        for come_between in (False, True):
+            before = await gateway.setup()
+            id = kept(learned, trained({DEAR: (3.0, float(come_between)), CHEAP: (2.5, 0.0)}))
+            learned.write(lambda state, id=id: msgspec.structs.replace(state, estimator=id))  # type: ignore[misc]
+            looking = asyncio.create_task(runtime.refresh())
+            while come_between and runtime.learned.changed():  # noqa: ASYNC110  # it tells nobody
+                await asyncio.sleep(0)
+            if not come_between:
+                await looking
+            apply(gateway.app, before)
+            await looking
+            await runtime.refresh()
+            estimator = gateway.router.snapshot.estimator
+            assert isinstance(estimator, Trained)
+            assert estimator.id == id
+
+
 # ------------------------------------------------------------------------------------------------ commands
 
 
@@ -235,6 +262,9 @@ def test_promote_history_and_rollback(command: Command, tmp_path: Path) -> None:
     id = kept(learned, trained({"simulated/large": (3.0, 0.0), "simulated/small": (2.0, 0.0)}))
     made = promise(id, "q", "simulated/small", reference="simulated/large")
     (tmp_path / "q.json").write_bytes(msgspec.json.encode(made))
+    for words in (("promote",), ("plan",), ("promote", "--estimator", "built-in")):
+        code, _, told = command(*words, "--promise", "q.json")
+        assert code == 2 and f"about estimator {id}, and not the built-in one: add --estimator {id}" in told
     assert command("promote") == (2, "", "tierwise: name what is to serve: --estimator ID, --promise FILE, or both\n")
     code, told, _ = command("promote", "--estimator", id, "--promise", "q.json", "--note", "first try")
     assert (code, f"estimator {id}, promises: q" in told) == (0, True)
@@ -244,6 +274,17 @@ def test_promote_history_and_rollback(command: Command, tmp_path: Path) -> None:
     assert "No longer: q" in told
     code, told, _ = command("rollback")
     assert (code, id in told) == (0, True)
+    served, plain = (
+        json.loads(command("route", "Hello", "--json", "--state", each)[1])["snapshot"] for each in (".tierwise", "no")
+    )
+    assert served != plain, "what was learned is in the state"
+    (tmp_path / "q.yaml").write_text(PROMISING)
+    assert "names the promise" not in command("config", "check", "q.yaml")[1]
+    (tmp_path / "nope.yaml").write_text(PROMISING.replace("promise: q", "promise: nope"))
+    code, told, _ = command("config", "check", "nope.yaml")
+    assert code == 0 and told.count("names the promise") == 1
+    assert "plan choose names the promise nope, which is not certified here (certified: q): requests go to " in told
+    assert "go to simulated/large until it is promoted." in told
     code, told, _ = command("history", "--json")
     states = json.loads(told)["data"]
     assert [state["serial"] for state in states] == [3, 2, 1]
@@ -257,7 +298,8 @@ def test_promote_history_and_rollback(command: Command, tmp_path: Path) -> None:
         (("promote", "--estimator", "0123456789abcdef"), "0123456789abcdef"),
         (("promote", "--estimator", "../../etc"), "cannot serve"),
         (("promote", "--promise", "none.json"), "none.json cannot be read"),
-        (("promote", "--promise", "text.json"), "is no promise that `tierwise calibrate` wrote"),
+        (("promote", "--promise", "text.json"), "text.json is no JSON: --promise takes the file that `tierwise calibr"),
+        (("promote", "--promise", "list.json"), "list.json is JSON and no promise: --promise takes the file that"),
         (("promote", "--promise", "stranger.json"), "names acme/big, which the catalogue lacks"),
         (("plan", "--promise", "stranger.json"), "is about estimator feedfeedfeedfeed: calibrate again"),
         (("rollback",), "nothing to go back to"),
@@ -266,6 +308,7 @@ def test_promote_history_and_rollback(command: Command, tmp_path: Path) -> None:
 )
 def test_what_cannot_be_promoted_says_why(command: Command, tmp_path: Path, words: tuple[str, ...], said: str) -> None:
     (tmp_path / "text.json").write_text("hello")
+    (tmp_path / "list.json").write_text('{"kind": "choice"}')
     (tmp_path / "stranger.json").write_bytes(msgspec.json.encode(promise("feedfeedfeedfeed")))
     code, _, told = command(*words)
     assert code == 2
@@ -325,6 +368,20 @@ def test_a_promise_that_gets_lost_is_named() -> None:
     found = asyncio.run(difference(before, after, [episode(before)], lambda: (MemoryLedger(()), MemoryLedger(()))))
     assert [each.promise for each in found.promises_lost] == ["q"]
     assert found.moves == ((TINY.id, BIG.id, 1),)
+
+
+@pytest.mark.parametrize("status", ["certified", "withdrawn"])
+def test_a_rung_whose_promise_lets_nobody_answer_is_told(status: Any) -> None:
+    estimator = trained({BIG.id: (3.0, 0.0), TINY.id: (3.0, 0.0)})
+    plain = world(
+        {"climb": Cascade(("thrifty", BIG.id), Accept(check=("complete",))), "thrifty": Best(("local",), promise="q")}
+    )
+    made = promise(estimator.id)
+    made = msgspec.structs.replace(made, segments=(msgspec.structs.replace(made.segments[0], status=status),))
+    found = unpromised(msgspec.structs.replace(plain, promises={"q": made}))
+    assert [each.partition("(certified: none): ")[2] for each in found] == (
+        ["its rung is left out until it is promoted."] if status == "withdrawn" else []
+    )
 
 
 def test_a_cascade_that_ends_in_another_model_than_the_reference_is_refused() -> None:

@@ -15,7 +15,7 @@ from tests.support.upstream import FakeUpstream
 from tierwise.server import protocol
 
 BODY = json.dumps({"model": "auto", "messages": [{"role": "user", "content": "Hello"}]}).encode()
-HEAD = b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+HEAD = b"POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
 
 
 async def said(gateway: Gateway, *pieces: bytes) -> bytes:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -131,6 +132,14 @@ def test_a_day_moves_what_is_usual_by_half_at_most(share: float, today: float, n
     assert day.n <= REMEMBERED + 1
 
 
+def test_a_clock_that_was_ahead_does_not_stop_the_days() -> None:
+    ahead = replace(KNOWN, day=DAY + 400, today_n=500, today_dear=500)
+    assert (back := after(ahead, NOBODY, 0.1, False, NOON)).day == DAY and back.today_n == 1
+    # One that began before midnight and ended after it is of the new day.
+    late = after(KNOWN, NOBODY, 0.1, True, NOON - DAY_S)
+    assert (late.day, late.today_n) == (DAY, 1)
+
+
 def test_what_is_usual_is_learned_from_the_first_requests_and_not_from_a_debt() -> None:
     dice = random.Random(1)
     learning = run(Standing(), [dice.random() < 0.4 for _ in range(LEARNED)])
@@ -227,7 +236,8 @@ def test_only_what_a_policy_may_send_anywhere_is_counted_and_made_dearer(
     assert bool(shares.standings) == counted
     shares.standings["k"] = OWING
     told = record(True, **changes).episode
-    assert (shares.opened(told).money.value > 1.0) == counted
+    assert (shares.opened(told, 0.1).money.value > 1.0) == counted
+    assert shares.opened(told, 1.0) is told  # a policy under which the share may rise as far as it likes
 
 
 @pytest.mark.parametrize(
@@ -320,6 +330,28 @@ def test_a_file_that_is_of_no_use_costs_no_start(tmp_path: Path, caplog: pytest.
     gone.keep()
     gone.keep()
     assert sum("is not kept" in each for each in caplog.messages) == 1
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"n": 1_000.0, "dear": -300.0},
+        {"n": 100.0, "dear": 300.0},
+        {"n": -1.0},
+        {"n": 1e308},
+        {"debt": 1e9},
+        {"debt": -1.0},
+        {"lately": 7.0},
+        {"today_n": -5, "today_dear": -5},
+    ],
+)
+def test_figures_that_cannot_be_are_counted_anew(
+    wrong: dict[str, float], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "shares.json"
+    path.write_bytes(msgspec.json.encode({"ada": wrong, "bob": OWING}))
+    kept = Kept(path, Shares())
+    assert kept.shares.standings == {"bob": OWING} and "1 of 2 keys" in caplog.messages[-1]
 
 
 async def test_it_is_written_while_it_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -269,7 +269,7 @@ def test_examples_are_written_once_for_their_owner_alone(
     words = ("export", "tuning", str(tmp_path / "t.jsonl"), "--consent", "team:search")
     ran = command(*words, cwd=folder)
     assert ran.code == 0, ran.errors
-    assert "1 examples" in ran.out
+    assert "t.jsonl: 1 example, 0 places redacted" in ran.out
     assert "scored below" in ran.out
     (line,) = (tmp_path / "t.jsonl").read_text().splitlines()
     assert [each["role"] for each in json.loads(line)["messages"]] == ["user", "assistant"]
@@ -277,6 +277,25 @@ def test_examples_are_written_once_for_their_owner_alone(
     assert [path.name for path in tmp_path.iterdir()] == ["t.jsonl"]
     again = command(*words, cwd=folder)
     assert (again.code, "is there already" in again.errors) == (1, True)
+
+
+@pytest.mark.parametrize(
+    ("until", "why"), [("", "left out: 2, nobody agreed"), ("2020-01-01", "there are no requests")]
+)
+def test_no_examples_are_no_file(
+    until: str, why: str, folder: Path, tmp_path: Path, command: Callable[..., Ran]
+) -> None:
+    ran = command("export", "tuning", str(tmp_path / "t.jsonl"), *(("--until", until) if until else ()), cwd=folder)
+    assert (ran.code, ran.errors) == (1, "")
+    assert "t.jsonl is not written, for there are no " in ran.out and why in ran.out
+    assert not [*tmp_path.iterdir()]
+
+
+def test_days_without_a_request_are_no_tables(folder: Path, tmp_path: Path, command: Callable[..., Ran]) -> None:
+    ran = command("outcomes", "--since", "2099-01-01", "--out", str(tmp_path / "tables"), cwd=folder)
+    assert (ran.code, ran.out) == (1, "")
+    assert "has no request of --since 2099-01-01, so no tables are written" in ran.errors
+    assert not [*tmp_path.iterdir()]
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from tierwise.core.episode import Told
 from tierwise.core.policy import Best
 from tierwise.core.ports import Feedback, Heard, Journal, Outcome, Record
 from tierwise.core.promise import Promise, Segment
+from tierwise.core.request import Payer
 from tierwise.core.snapshot import Snapshot
 from tierwise.stores.journal import SqliteJournal
 from tierwise.stores.memory import MemoryJournal
@@ -128,6 +129,28 @@ async def test_what_is_looked_at_piece_by_piece_adds_up(tmp_path: Path) -> None:
     whole = await once.look(journal, BEGUN_S + 500)
     pieces = [each for at in range(11, 501, 7) for each in await often.look(journal, BEGUN_S + at)]
     assert len(whole) == len(pieces) == 1
+
+
+@pytest.mark.parametrize(("keys", "withdrawn"), [(2, True), (60, False)])
+async def test_one_key_of_many_cannot_withdraw_a_promise(tmp_path: Path, keys: int, withdrawn: bool) -> None:
+    """The first of them says of everything that the reference was better, as often as all others together praise."""
+    promise = promised()
+    snapshot, watching = serving(promise), settled(tmp_path, promise)
+    journal = MemoryJournal(5_000)
+    for number in range(400):
+        lies = number % 2 == 0
+        record = answered(snapshot, number, 1.0, 1.0)
+        journal.write(record)
+        key = "k0" if lies else f"k{number // 2 % max(keys - 1, 1) + 1}"
+        score, payer = (0.0 if lies else 1.0), Payer(key=key)
+        journal.feedback(Feedback(decision_id=record.episode.id, at_s=BEGUN_S + 20, score=score, payer=payer))
+    assert bool(await watching.look(journal, BEGUN_S + 1_000)) == withdrawn
+    seen = watching.read()
+    assert seen is not None
+    (count,) = seen.counts
+    said = sum(count.judges.values())
+    assert len(count.judges) == keys
+    assert max(count.judges.values()) <= max(0.05, 2 / len(count.judges)) * said + 1
 
 
 @pytest.fixture(params=["memory", "sqlite"])

@@ -193,6 +193,6 @@ def _scope(request: Any) -> dict[str, Any]:
         "query_string": query,
         "root_path": "",
         "headers": [(name.lower(), value) for name, value in request.headers.raw],
-        "client": ("in-process", 0),
+        "client": None,
         "server": ("in-process", 0),
     }

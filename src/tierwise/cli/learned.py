@@ -27,7 +27,6 @@ from tierwise.cli.common import (
 if TYPE_CHECKING:
     from tierwise.config import Setup
     from tierwise.config.learned import State
-    from tierwise.core.estimate import Estimator
     from tierwise.core.promise import Promise
     from tierwise.core.snapshot import Snapshot
     from tierwise.study.judging.plan import Difference
@@ -118,7 +117,7 @@ def promote(
         dropped.extend(name for name, each in kept.items() if each.estimator != chosen)
         promises = {name: each for name, each in kept.items() if each.estimator == chosen}
         promises |= {each.name: each for each in fresh}
-        wrong = strangers(found, tuple(promises.values()), setup.snapshot)
+        wrong = strangers(found, tuple(promises.values()), setup.snapshot, learned.estimators())
         if wrong:
             raise RequestError(f"this cannot serve: {'; '.join(wrong)}", status=400)
         return msgspec.structs.replace(
@@ -219,8 +218,10 @@ def _promises(files: list[Path] | None) -> tuple[Promise, ...]:
             found.append(msgspec.json.decode(path.read_bytes(), type=Promise))
         except OSError as error:
             raise RequestError(f"{path} cannot be read: {error.strerror}", status=400) from None
-        except msgspec.DecodeError as error:
-            raise RequestError(f"{path} is no promise that `tierwise calibrate` wrote: {error}", status=400) from None
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            what = "is JSON and no promise" if isinstance(error, msgspec.ValidationError) else "is no JSON"
+            wanted = "--promise takes the file that `tierwise calibrate` wrote, such as STATE/learned/NAME.promise.json"
+            raise RequestError(f"{path} {what}: {wanted}", status=400) from None
     return tuple(found)
 
 
@@ -230,11 +231,11 @@ def _changed(setup: Setup, estimator: str | None, files: list[Path] | None) -> S
     from tierwise.core.errors import RequestError
 
     snapshot = setup.snapshot
-    found: Estimator = snapshot.estimator
+    learned, found = Learned(setup.state_dir), snapshot.estimator
     if estimator is not None:
-        found = Learned(setup.state_dir).estimator(_id(estimator))
+        found = learned.estimator(_id(estimator))
     promises = {**snapshot.promises, **{each.name: each for each in _promises(files)}}
-    wrong = strangers(found, _promises(files), snapshot)
+    wrong = strangers(found, _promises(files), snapshot, learned.estimators())
     if wrong:
         raise RequestError(f"this cannot serve: {'; '.join(wrong)}", status=400)
     return build_with(snapshot, found, tuple(promises.values()), grams=snapshot.grams)

@@ -37,8 +37,28 @@ if TYPE_CHECKING:
     from tierwise.core.explain import Explanation
     from tierwise.core.ports import Record
 
+# In help: as a newcomer meets them, then what concerns money, then learning in the order of its use.
+ORDER = (
+    "serve route why models config",
+    "key budget credit balance ledger",
+    "outcomes fit calibrate plan promote rollback history drift replay simulate evaluate bench export",
+)
+
+
+LEAST_LETTERS = 8  # of a decision's id, where it is not whole
+
+
+class _InOrder(typer.core.TyperGroup):
+    def list_commands(self, ctx: Any) -> list[str]:
+        """All of them; one that ORDER forgets comes last."""
+        known = " ".join(ORDER).split()
+        names = super().list_commands(ctx)
+        return sorted(names, key=lambda name: known.index(name) if name in known else len(known))
+
+
 app = typer.Typer(
     name="tierwise",
+    cls=_InOrder,
     help="The cost control plane for LLM inference: each request to the cheapest model that is good enough.",
     no_args_is_help=True,
     add_completion=False,
@@ -76,6 +96,23 @@ def main() -> None:
         sys.exit(130)
 
 
+def _version(wanted: bool) -> None:
+    if wanted:
+        import tierwise
+
+        show(f"tierwise {tierwise.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_version, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
 @app.command()
 def serve(
     config: ConfigOption = None,
@@ -107,6 +144,7 @@ def serve(
 def route(
     text: Annotated[str, typer.Argument(help="The user's message; - reads it from standard input.")],
     config: ConfigOption = None,
+    state: StateOption = None,
     model: Annotated[str, typer.Option(help="auto, auto:economy, a tier, provider/model, ...")] = "auto",
     system: Annotated[str, typer.Option(help="A system prompt.")] = "",
     max_tokens: Annotated[int | None, typer.Option(help="The reply's ceiling.")] = None,
@@ -117,10 +155,11 @@ def route(
     """Say which model would answer, why, and what every candidate would cost. Calls nothing."""
     from tierwise.core.explain import explain
 
-    setup = load_setup(config_path(config), port=0)
-    episode, decision = _decided(
-        setup, sys.stdin.read() if text == "-" else text, model, system, max_tokens, criticality, latency
-    )
+    text = sys.stdin.read() if text == "-" else text
+    if not text.strip():
+        stop("the message is empty; give its text, or - to read it from standard input", WRONG)
+    setup = load_setup(config_path(config), state=state, port=0)
+    episode, decision = _decided(setup, text, model, system, max_tokens, criticality, latency)
     found = explain(setup.snapshot, episode, decision)
     if json:
         show({**_plain(found), "features": episode.features}, True)
@@ -132,7 +171,7 @@ def route(
 
 @app.command()
 def why(
-    decision_id: Annotated[str, typer.Argument(help="From the x-tierwise-decision header.")],
+    decision_id: Annotated[str, typer.Argument(help="From the x-tierwise-decision header, or how it begins.")],
     config: ConfigOption = None,
     state: StateOption = None,
     json: JsonOption = False,
@@ -143,7 +182,8 @@ def why(
     folder = state_folder(state, config_path(config))
     found = asyncio.run(_past(open_journal, folder, decision_id))
     if found is None:
-        stop(f"no decision {decision_id!r} in {folder}; --state names another folder", NO)
+        where = f"the id is in the header x-tierwise-decision of a reply, and its journal in --state (now {folder})"
+        stop(f"there is no decision {decision_id[:100]!r} here: {where}", NO)
     record, explanation = found
     if json:
         show({"record": record, "explanation": _plain(explanation) if explanation else None}, True)
@@ -188,6 +228,7 @@ def models(config: ConfigOption = None, json: JsonOption = False) -> None:
 @config_app.command("check")
 def check(
     config: Annotated[Path | None, typer.Argument(help="The file; else TIERWISE_CONFIG or ./tierwise.yaml.")] = None,
+    state: StateOption = None,
     json: JsonOption = False,
 ) -> None:
     """Read a configuration as `serve` would. Exit code 2 with every problem when it cannot be used."""
@@ -196,7 +237,7 @@ def check(
 
     path = config_path(config)
     try:
-        setup = load_setup(path)
+        setup = load_setup(path, state=state)
     except ConfigError as error:
         if not json:
             raise
@@ -272,6 +313,11 @@ async def _past(open_journal: Callable[[Path], Any], folder: Path, decision_id: 
         return None
     try:
         record = await journal.read(decision_id)
+        if record is None and len(decision_id) >= LEAST_LETTERS:
+            found = await journal.beginning(decision_id)
+            if len(found) > 1:
+                stop(f"several decisions begin so, such as {' and '.join(found)}; give more of the id", NO)
+            record = await journal.read(found[0]) if found else None
         if record is None:
             return None
         data = await journal.read_snapshot(record.episode.snapshot)
@@ -331,7 +377,7 @@ def _show(found: Explanation) -> None:
     for reason in found.reasons:
         say(reason, "  ")
     table = Table(box=None, header_style="bold")
-    for name in ("", "model", "quality", "cost USD", "seconds", "price USD"):
+    for name in ("", "model", "quality", "cost USD", "seconds", "with risk and\nwaiting USD"):
         figures = "USD" in name or name in ("quality", "seconds")
         table.add_column(name, justify="right" if figures else "left", no_wrap=name != "abilities", overflow="fold")
     why: dict[str, list[str]] = {}
@@ -345,6 +391,8 @@ def _show(found: Explanation) -> None:
             f"{(each['expected_latency_ms'] or 0) / 1_000:.1f}",
             _rounded(each["price_usd"]),
         )
+        if each["model"] == found.model:
+            continue  # the sentence has said why
         # In how many nano-dollars somebody is dearer, the figures say better.
         words = each["why"] if each["code"] != "higher_price" else each["why"].partition(" (")[0]
         why.setdefault(words, []).append(each["model"])

@@ -6,10 +6,12 @@ within about a second.
 
 from __future__ import annotations
 
+import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -35,6 +37,17 @@ key_app = typer.Typer(help="Make, list, rotate and revoke the keys that callers 
 budget_app = typer.Typer(help="Set and remove budgets at runtime.")
 credit_app = typer.Typer(help="Top up prepaid balances.")
 
+# The fields of forms whose options are not called as they are.
+OPTIONS = {
+    ("key", "tags"): "--tag",
+    ("key", "policies"): "--policy",
+    ("key", "routes"): "--route",
+    ("key", "limit_usd"): "--budget-usd",
+    ("key", "expires_days"): "--expires",
+    ("key", "overlap_s"): "--overlap",
+    ("budget", "deadline_s"): "--deadline",
+}
+FIELDS = ("limit_usd", "reserve_usd", "amount_usd", "deadline_s")  # as sentences about another field name them
 LAST_S = 253_402_300_799  # the last second of the year 9999
 SOURCES = {"file": "the file", "runtime": "the registry", "key": "its key"}
 NameArgument = Annotated[str, typer.Argument(help="The key's name.")]
@@ -46,10 +59,38 @@ def add_to(app: typer.Typer) -> None:
         app.add_typer(group, name=name, no_args_is_help=True)
 
 
+@contextmanager
+def _as_typed() -> Iterator[None]:
+    """A mistake in the words of the command line: the option that was typed, and not the field that it fills."""
+    from tierwise.core.check_budget import LIMITS
+    from tierwise.core.errors import BadRequest, Problem
+    from tierwise.server.forms import Misfilled
+
+    try:
+        yield
+    except Misfilled as wrong:
+        told, option = [], partial(_option, wrong.what)
+        for each in wrong.problems:
+            fields = FIELDS if each.where else (*FIELDS, *LIMITS)
+            what = re.sub(rf"\b({'|'.join(fields)})\b", lambda found: option(found[0]), each.what)
+            where = option(each.where) if each.where else ""
+            told.append(str(Problem(where, what, nearest=each.nearest)) if where else f"the {wrong.what} {what}")
+        raise BadRequest("; ".join(told), code=wrong.code) from None
+
+
+def _option(form: str, field: str) -> str:
+    """`tags.env` of a key is `--tag env`, and `routes[1]` is `--route`."""
+    name, _, below = field.partition(".")
+    name = name.partition("[")[0]
+    option = OPTIONS.get((form, name)) or f"--{name.replace('_', '-')}"
+    return f"{option} {below}" if below else option
+
+
 # ------------------------------------------------------------------------------------------------ keys
 
 
 @key_app.command("create")
+@_as_typed()
 def create_key(
     name: Annotated[str, typer.Option(help="How the key is called in budgets, lists and logs; for ever its own.")],
     user: Annotated[str | None, typer.Option(help="Who pays.")] = None,
@@ -86,19 +127,22 @@ def create_key(
     }  # fmt: skip
     body = converted(asked, KeyBody, "key")
     with _desk(config, state, named=bool(allow or policy)) as desk:
+        first = desk.checked and not desk.files and not desk.book.keys
         secret, shown = desk.create(body)
-    _tell_secret(secret, shown, json, f"The key {name}, shown only now:")
+    closed = " It is the first: from now on callers without a key are refused (401)." if first else ""
+    _tell_secret(secret, shown, json, f"The key {name}, shown only now.{closed}")
 
 
 @key_app.command("list")
 def list_keys(config: ConfigOption = None, state: StateOption = None, json: JsonOption = False) -> None:
     """Every key, whatever its state; never a secret."""
-    with _desk(config, state) as desk:
+    with _desk(config, state, reading=True) as desk:
         rows = desk.keys()
     _show(rows, json, ("name", "prefix", "state", "role", "made in", "made", "expires", "payer", "limits"), _key_row)
 
 
 @key_app.command("rotate")
+@_as_typed()
 def rotate_key(
     name: NameArgument,
     overlap: Annotated[int, typer.Option(help="The old secret stays good for so many seconds.")] = 0,
@@ -132,12 +176,13 @@ def revoke_key(
 @budget_app.command("list")
 def list_budgets(config: ConfigOption = None, state: StateOption = None, json: JsonOption = False) -> None:
     """Every budget: of the file, of keys, and set at runtime."""
-    with _desk(config, state, named=True) as desk:
+    with _desk(config, state, named=True, reading=True) as desk:
         rows = desk.budgets()
     _show(rows, json, ("id", "made in", "limits"), lambda row: (row["id"], SOURCES[row["source"]], _limits(row)))
 
 
 @budget_app.command("set")
+@_as_typed()
 def set_budget(
     scope: Annotated[str, typer.Option(help="request, session, workflow, user, team, organisation, key or tag.")],
     match: Annotated[list[str] | None, typer.Option(help="NAME=VALUE: only these; may be repeated.")] = None,
@@ -192,6 +237,7 @@ def remove_budget(
 
 
 @credit_app.command("add")
+@_as_typed()
 def add_credit(
     scope: Annotated[str, typer.Option(help="user, key, team or organisation.")],
     subject: Annotated[str, typer.Option(help="Whose balance: the name in that scope.")],
@@ -217,7 +263,7 @@ def add_credit(
 @credit_app.command("list")
 def list_credits(config: ConfigOption = None, state: StateOption = None, json: JsonOption = False) -> None:
     """Every top-up that was made."""
-    with _desk(config, state) as desk:
+    with _desk(config, state, reading=True) as desk:
         rows = desk.credits()
     columns = ("id", "scope", "subject", "amount", "made")
     cells: Callable[[dict[str, Any]], tuple[str, ...]] = lambda row: (  # noqa: E731
@@ -230,15 +276,17 @@ def list_credits(config: ConfigOption = None, state: StateOption = None, json: J
 
 
 @contextmanager
-def _desk(config: Path | None, state: Path | None, *, named: bool = False) -> Iterator[Desk]:
-    """The owner's desk. `named`: names of models or budgets are asked about, so what runs without a file counts too."""
+def _desk(config: Path | None, state: Path | None, *, named: bool = False, reading: bool = False) -> Iterator[Desk]:
+    """The owner's desk. `named`: names of models or budgets are asked about, so what runs without a file counts too.
+    `reading`: nothing is made where there is nothing yet."""
     from tierwise.config import open_registry
     from tierwise.server.desk import Desk
 
     path = config_path(config)
     wanted = path is not None or named
     setup = _setup(path) if wanted else None
-    registry = open_registry(state_folder(state, path))
+    folder = state_folder(state, path)
+    registry = open_registry(None if reading and _nothing_in(folder, state) else folder)
     try:
         snapshot: Snapshot | None = setup.snapshot if setup else None
         yield Desk(
@@ -252,6 +300,20 @@ def _desk(config: Path | None, state: Path | None, *, named: bool = False) -> It
         )
     finally:
         registry.close()
+
+
+def _nothing_in(folder: Path, named: Path | None) -> bool:
+    """Whether nothing was made at runtime in this state folder, which is said. Raises ConfigError for one that the
+    command named and that is not there, for that is a slip."""
+    from tierwise.config import REGISTRY_FILE
+    from tierwise.core.errors import ConfigError, Problem
+
+    if named is not None and not folder.is_dir():
+        raise ConfigError((Problem("--state", f"there is no folder {folder}"),))
+    nothing = not (folder / REGISTRY_FILE).is_file()
+    if nothing:
+        print(f"tierwise: nothing was made at runtime in {folder} yet", file=sys.stderr)
+    return nothing
 
 
 def _setup(path: Path | None) -> Setup | None:

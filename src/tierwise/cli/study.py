@@ -84,6 +84,10 @@ def tables_of_journal(folder: Path, out: Path | None = None, since: str = "", un
 
     with Intake(out or folder / "outcomes") as intake:
         strays = asyncio.run(_each(folder, (_second(since, 0), _second(until, FOREVER_S)), intake.add))
+        if not intake.answered:
+            days = " and ".join(f"--{word} {day}" for word, day in (("since", since), ("until", until)) if day)
+            some = "no answered request" if intake.episodes else "no request"
+            stop(f"the journal in {folder} has {some}{days and f' of {days}'}, so no tables are written", NO)
         return intake.finish(strays)
 
 
@@ -96,8 +100,9 @@ def calibrate(
     ] = 0.02,
     confidence: Annotated[float, typer.Option(help="That it loses no more, of each workload by itself.")] = 0.9,
     kind: Annotated[
-        Literal["agreement", "choice"], typer.Option(help="Two cheap models say the same, or one is expected to do.")
-    ] = "agreement",
+        Literal["agreement", "choice"] | None,
+        typer.Option(help="Two cheap models say the same, or one is expected to do; else agreement where it can be."),
+    ] = None,
     model: Annotated[
         list[str] | None, typer.Option(help="May answer in its place; may be repeated; else all that cost less.")
     ] = None,
@@ -120,17 +125,26 @@ def calibrate(
     import msgspec
 
     from tierwise.config.learned import Learned, written
+    from tierwise.core.keys import NAME, NAME_RULE
     from tierwise.study.promises.calibrate import calibrate as certify
+    from tierwise.study.promises.calibrate import fitting
     from tierwise.study.promises.prepared import prepared
 
+    if not NAME.fullmatch(name):
+        stop(f"--name {name[:100]!r}: a promise's name {NAME_RULE}", WRONG)
+    if not 0.0 < alpha < 1.0:
+        stop(f"--alpha {alpha:g}: above 0 and below 1, as 0.02 for 2 points of quality", WRONG)
+    if not 0.0 < confidence < 1.0:
+        stop(f"--confidence {confidence:g}: above 0 and below 1, as 0.9 for 90 %", WRONG)
     home = Learned(state_folder(state, config_path(config)))
     try:
         given = prepared(data, model_reference, home.artefacts, estimator, trained_on, seed=seed)
+        chosen, why = fitting(given.table, given.trained, reference=model_reference, models=model)
         promise = certify(
             given.table,
             given.trained,
             name=name,
-            kind=kind,
+            kind=kind or chosen,
             alpha=alpha,
             delta=1.0 - confidence,
             reference=model_reference,
@@ -149,7 +163,12 @@ def calibrate(
     target = out or home.folder / f"{name}.promise.json"
     target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     written(target, msgspec.json.format(msgspec.json.encode(promise), indent=1))
-    show(promise, True) if json else _show_promise(promise, given.table, target)
+    if json:
+        show(promise, True)
+    else:
+        if why and kind is None:
+            say(f"A promise of kind {chosen}, for {clean(why)}.")
+        _show_promise(promise, given.table, target)
     if not any(each.status == "certified" for each in promise.segments):
         sys.exit(NO)
 
@@ -188,10 +207,14 @@ def tuning(
         with os.fdopen(handle, "wb") as lines:
             times = (_second(since, 0), _second(until, FOREVER_S))
             asyncio.run(_each(folder, times, lambda story: lines.writelines(made.lines(story))))
-        Path(beside).replace(file)
+        report = made.report()
+        if report.examples:
+            Path(beside).replace(file)
     finally:
         Path(beside).unlink(missing_ok=True)
-    show(made.report(), True) if json else _show_tuning(file, made.report())
+    show(report, True) if json else _show_tuning(file, report)
+    if not report.examples:
+        sys.exit(NO)
 
 
 async def _each(folder: Path, times: tuple[int, int], take: Callable[[Story], object]) -> int:
@@ -275,9 +298,13 @@ def _show_report(report: Report) -> None:
 
 
 def _show_tuning(file: Path, report: TuningReport) -> None:
+    from tierwise.core.words import counted
     from tierwise.study.data.tuning import WHY
 
-    say(f"{file}: {report.examples:,} examples, {report.redacted:,} places redacted")
+    if report.examples:
+        say(f"{file}: {counted(report.examples, 'example')}, {counted(report.redacted, 'place')} redacted")
+    else:
+        say(f"{file} is not written, for there are no {'examples' if report.left_out else 'requests'}")
     for why, many in report.left_out:
         say(f"left out: {many:,}, {WHY[why]}", "  ")
 
@@ -312,7 +339,7 @@ def _show_promise(promise: Promise, table: Table, file: Path) -> None:
         say(f"{where}: {each.status}, {each.n:,} labelled requests tested")
         if each.unlabelled:
             say(f"{each.unlabelled:,} more are left out: of a cheaper model's reply there nothing sound is known", "  ")
-        if each.n:
+        if each.n and (each.share or each.bound < 1.0):  # else nothing was measured
             say(f"loss {each.loss:.2%}, at most {each.bound:.2%}; share {each.share:.1%}, saved {each.saved:.1%}", "  ")
         if each.models:
             say(f"answered by {' and '.join(map(clean, each.models))}, threshold {each.threshold:g}", "  ")

@@ -16,12 +16,12 @@ from typing import Any
 import msgspec
 
 from tierwise.core.errors import ConfigError, Problem
+from tierwise.core.read import join
 
 MAX_BYTES = 1 << 20
 MAX_DEPTH = 32
 MAX_VALUES = 50_000
 MAX_DIGITS = 40
-MAX_KEY_SHOWN = 200
 
 Plain = str | int | float | bool | list[Any] | dict[str, Any] | None
 
@@ -40,15 +40,6 @@ class Located(msgspec.Struct, frozen=True):
                 return found
             where = where[: max(where.rfind("."), where.rfind("["), 0)]
         return 0
-
-
-def join(where: str, key: str | int) -> str:
-    """The path one step further down."""
-    if isinstance(key, int):
-        return f"{where}[{key}]"
-    if len(key) > MAX_KEY_SHOWN or not key.isprintable():  # paths go to terminals and logs
-        key = "".join(letter if letter.isprintable() else "?" for letter in key[:MAX_KEY_SHOWN]) + "..."
-    return f"{where}.{key}" if where else key
 
 
 def read_file(path: Path) -> Located:
@@ -104,6 +95,8 @@ def _read_yaml(text: str, source: str) -> Located:
         # Not str(error): it quotes the line, and the line may hold a secret.
         mark = error.problem_mark
         line = mark.line + 1 if mark is not None else 0
+        if line and "\t" in _indent(text, line):
+            raise _refusal("is not YAML: a tab; indent with spaces", line, source) from None
         raise _refusal(f"is not YAML: {error.problem or 'cannot be parsed'}", line, source) from None
     except yaml.YAMLError:
         raise _refusal("is not YAML: it holds characters that YAML does not allow", 0, source) from None
@@ -113,6 +106,11 @@ def _read_yaml(text: str, source: str) -> Located:
     budget = [MAX_VALUES]
     data = _plain(root, "", lines, budget, source)
     return Located(data, lines, tuple(composer.problems))
+
+
+def _indent(text: str, line: int) -> str:
+    found = text.split("\n")[line - 1 : line]
+    return found[0][: len(found[0]) - len(found[0].lstrip())] if found else ""
 
 
 class _Composer:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 
 import msgspec
@@ -64,6 +64,10 @@ class Learned:
         """Whether there is another newest state than the last time this was asked or one was read."""
         newest = self.serials()[-1:]
         return (newest[0] if newest else 0) != self._seen
+
+    def doubt(self) -> None:
+        """Whether the newest state serves is no longer known: `changed` says so until one is read."""
+        self._seen = -1
 
     def read(self, serial: int | None = None) -> State | None:
         """This state, else the newest; None when nothing was ever promoted. Raises ConfigError."""
@@ -152,12 +156,16 @@ class Learned:
             # What is wrong names the file.
             raise ConfigError((Problem(f"estimator {id} cannot serve", self._lacking(id) or str(error)),)) from None
 
+    def estimators(self) -> list[str]:
+        """Ids of all artefacts that are here, ascending."""
+        try:
+            return sorted(each.name for each in self.artefacts.iterdir() if not each.name.startswith("."))
+        except OSError:
+            return []
+
     def _lacking(self, id: str) -> str:
         """What to say of an id that is none here; "" when it is one."""
-        try:
-            known = sorted(each.name for each in self.artefacts.iterdir() if not each.name.startswith("."))
-        except OSError:
-            known = []
+        known = self.estimators()
         if id in known:
             return ""
         there = f"there are {', '.join(known[:5])}" if known else "`tierwise fit` makes one"
@@ -191,24 +199,50 @@ def build_with(snapshot: Snapshot, estimator: Estimator, promises: tuple[Promise
     return build(snapshot.catalogue, named, estimator, promises, grams=grams)
 
 
-def strangers(estimator: Estimator, promises: tuple[Promise, ...], snapshot: Snapshot) -> list[str]:
+def unpromised(snapshot: Snapshot) -> tuple[str, ...]:
+    """A sentence for each plan that names a promise which lets nobody answer, for nothing of it is certified here."""
+    certified = [
+        name for name, each in snapshot.promises.items() if any(part.status == "certified" for part in each.segments)
+    ]
+    found: dict[tuple[str, str], str] = {}
+    for policy in snapshot.policies.values():
+        rungs = {rung for plan in policy.plans.values() if isinstance(plan, Cascade) for rung in plan.cascade[:-1]}
+        for name, plan in policy.plans.items():
+            if isinstance(plan, Best) and plan.promise and plan.promise not in certified:
+                known = snapshot.promises.get(plan.promise)
+                safe = f"requests go to {known.reference if known else snapshot.catalogue.reliable}"
+                found[name, plan.promise] = "its rung is left out" if name in rungs else safe
+    there = ", ".join(certified) or "none"
+    return tuple(
+        f"The plan {plan} names the promise {promise}, which is not certified here (certified: {there}): {so} until "
+        "it is promoted."
+        for (plan, promise), so in found.items()
+    )
+
+
+def strangers(
+    estimator: Estimator, promises: tuple[Promise, ...], snapshot: Snapshot, known: Collection[str] = ()
+) -> list[str]:
     """What of these cannot serve with this catalogue, each a sentence: names that it does not have, promises about
-    another estimator."""
-    known, found = snapshot.catalogue.models, []
+    another estimator. `known`: ids of the estimators that are there to be promoted."""
+    models, found = snapshot.catalogue.models, []
     if isinstance(estimator, Trained):
-        missing = [name for name in estimator.models if name not in known]
+        missing = [name for name in estimator.models if name not in models]
         if len(missing) == len(estimator.models):
             found.append(f"none of the models that it was trained on is in the catalogue: {', '.join(missing[:5])}")
     own = estimator.id if isinstance(estimator, Trained) else ""
     found += unsound(promises)
     for promise in promises:
         if promise.estimator != own:
+            there = promise.estimator in known
             found.append(
-                f"promise {promise.name} is about estimator {promise.estimator or 'built in'}: calibrate again"
+                f"promise {promise.name} is about estimator {promise.estimator or 'built in'}"
+                + (f", and not {own or 'the built-in one'}: add --estimator {promise.estimator}" if there else "")
+                + ("" if there else ": calibrate again")
             )
         names = {promise.reference, *(name for each in promise.segments for name in each.models)}
         found += [
-            f"promise {promise.name} names {name}, which the catalogue lacks" for name in sorted(names - set(known))
+            f"promise {promise.name} names {name}, which the catalogue lacks" for name in sorted(names - set(models))
         ]
         found += _misled(promise, snapshot)
     return found

@@ -8,10 +8,10 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from tierwise.config.file import join
 from tierwise.config.parts import Problems, host_of
 from tierwise.config.schema import ConfigFile, ModelEntry, PriceEntry, ProviderEntry
 from tierwise.core.catalogue import Auth, Deadlines, Model, Provider
+from tierwise.core.read import join, nearest
 
 SIMULATED = "simulated"
 
@@ -206,6 +206,36 @@ def check_names(file: ConfigFile, models: Mapping[str, Model], tiers: tuple[str,
             problems.add(join("models", id), f"needs `tier`, one of {', '.join(tiers)}")
         else:
             problems.add("tiers", f"lack {model.tier!r}, the tier of {id}")
+
+
+def unpriced_notes(
+    models: Mapping[str, Model],
+    providers: Mapping[str, Provider],
+    others: Mapping[str, tuple[str, ...]],
+    unpriced: str,
+    problems: Problems,
+) -> tuple[str, ...]:
+    """What the owner should know of models without a price. `others`: of each that its provider is not known to have,
+    those that it has. New models are sold before lists know them, so that is a note; but a simulated provider can serve
+    no other, and where nothing else may serve, it is why."""
+    use = "are not used" if unpriced == "refuse" else "are used, and what they cost is not known"
+    missing = [id for id, model in models.items() if model.price is None and id not in others]
+    notes = [f"Without a price: {', '.join(missing)}; such models {use}."] if missing else []
+    nothing = unpriced == "refuse" and all(model.price is None for model in models.values())
+    for id, names in others.items():
+        provider, name, where = providers[models[id].provider], models[id].name, join("models", id)
+        near = nearest(name, names)
+        if provider.wire == "simulated":
+            what = f"is no model of the simulated provider, which has {', '.join(names)}"
+            problems.add(where, what, f"{provider.name}/{near}" if near else "")
+            continue
+        hint = f" (did you mean {near}?)" if near else ""
+        so = "so it is not used" if unpriced == "refuse" else "so what it costs is not known"
+        note = f"no known model of {provider.name} is named {name}{hint}; it has no price here, {so}: give it `price:`"
+        if nothing:
+            problems.add(where, note)
+        notes.append(note)
+    return tuple(notes)
 
 
 def safest(models: Mapping[str, Model], tiers: tuple[str, ...], unpriced: str, problems: Problems) -> str | None:

@@ -12,8 +12,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from tierwise.config.file import Located, join
-from tierwise.config.read import nearest
+from tierwise.config.file import Located
 from tierwise.config.schema import BudgetEntry, ConfigFile, KeyEntry, PolicyEntry, ServerSettings
 from tierwise.config.secrets import Secret, resolve_secret
 from tierwise.core.budget import Budget, Scope, Window
@@ -23,8 +22,9 @@ from tierwise.core.check_budget import check_names
 from tierwise.core.check_policy import check
 from tierwise.core.errors import ConfigError, Problem
 from tierwise.core.keys import Grant, Limits, budget_id
-from tierwise.core.money import usd_to_nano
+from tierwise.core.money import cap_to_nano, usd_to_nano
 from tierwise.core.policy import BALANCED, PRESETS, Amounts, Best, Keep, Plan, Policy, Screen
+from tierwise.core.read import join, nearest
 from tierwise.core.request import EXPLORATION, Payer
 from tierwise.core.shadow import explores
 from tierwise.server.forms import MachineZones
@@ -155,7 +155,7 @@ def budgets(entries: tuple[BudgetEntry, ...], keys: tuple[KeyEntry, ...], proble
         budget = Budget(
             scope=entry.scope,
             match=tuple(sorted(entry.match.items())),
-            limit_nano=None if entry.limit_usd is None else usd_to_nano(entry.limit_usd),
+            limit_nano=_cap(join(where, "limit_usd"), entry.limit_usd, problems),
             tokens=entry.tokens,
             calls=entry.calls,
             parallel=entry.parallel,
@@ -166,19 +166,29 @@ def budgets(entries: tuple[BudgetEntry, ...], keys: tuple[KeyEntry, ...], proble
             rolling=entry.rolling,
             zone=entry.zone or "UTC",
             hard=entry.hard,
-            reserve_nano=None if entry.reserve_usd is None else usd_to_nano(entry.reserve_usd),
+            reserve_nano=_cap(join(where, "reserve_usd"), entry.reserve_usd, problems),
         )
         said = [name for name in ("window", "zone") if getattr(entry, name) is not None]
         for found in check_budget(budget, MachineZones(), said=said):
             problems.add(join(where, found.where) if found.where else where, found.what, found.nearest)
         for found in check_names(budget, tags):
             problems.add(join(f"{where}.match", found.where), found.what, found.nearest)
-        for other, earlier in enumerate(made):
-            if budget_id(earlier) == budget_id(budget):  # which would be the same account
-                problems.add(where, f"has the scope, match and window of budgets[{other}]; make them one")
+        twin = next((j for j, earlier in enumerate(made) if budget_id(earlier) == budget_id(budget)), None)
+        if twin is not None:  # which would be the same account
+            problems.add(where, f"has the scope, match and window of budgets[{twin}]; make them one")
         made.append(budget)
     _unreachable(made, problems)
     return tuple(made)
+
+
+def _cap(where: str, usd: float | None, problems: Problems) -> int | None:
+    if usd is None:
+        return None
+    try:
+        return cap_to_nano(usd)
+    except ValueError as error:
+        problems.add(where, str(error).partition(": ")[2])
+        return 1
 
 
 def _unreachable(made: list[Budget], problems: Problems) -> None:
@@ -238,13 +248,13 @@ def keys(
             organisation=entry.organisation or "",
             tags=tuple(sorted(entry.tags.items())),
         )
-        made.append(KeySpec(name=entry.name, secret=secret, grant=_grant(entry, payer)))
+        made.append(KeySpec(name=entry.name, secret=secret, grant=_grant(where, entry, payer, problems)))
     return tuple(made)
 
 
-def _grant(entry: KeyEntry, payer: Payer) -> Grant:
+def _grant(where: str, entry: KeyEntry, payer: Payer, problems: Problems) -> Grant:
     limits = Limits(
-        limit_nano=None if entry.limit_usd is None else usd_to_nano(entry.limit_usd),
+        limit_nano=_cap(join(where, "limit_usd"), entry.limit_usd, problems),
         window=entry.window or "lifetime",
         rpm=entry.rpm,
         tpm=entry.tpm,
@@ -328,10 +338,6 @@ def start_notes(catalogue: Catalogue, server: ServerSettings, keyless: bool) -> 
     notes = []
     if keyless:
         notes.append(f"No keys are configured: on {server.host} callers need none.")
-    unpriced = [model.id for model in catalogue.models.values() if model.price is None]
-    if unpriced:
-        what = "are not used" if catalogue.unpriced == "refuse" else "are used, and what they cost is not known"
-        notes.append(f"Without a price: {', '.join(unpriced)}; such models {what}.")
     used = {model.provider for model in catalogue.models.values()}
     if idle := [name for name in catalogue.providers if name not in used]:
         notes.append(f"Without models, and therefore not used: {', '.join(idle)}.")

@@ -84,6 +84,7 @@ class Runtime:
     def adopt(self, setup: Setup) -> None:
         """Another file: all of it in one step of the event loop."""
         self._serve(self._made(self.book, setup))
+        self.learned.doubt()  # the file may have been read before what was promoted last
 
     def _made(self, book: Book, setup: Setup) -> Made:
         return Made(book, setup, _budgets(book, setup), _keyring(book, setup, self.registry.pepper))
@@ -122,7 +123,9 @@ class Runtime:
         found, notes = await asyncio.to_thread(self.learned.taught, setup.snapshot, grams=setup.journal.grams)
         for note in notes:
             _log.error("%s", note)
-        if self._app is not None and found.hash != setup.snapshot.hash and self.setup is setup:
+        if self.setup is not setup:  # the file has changed meanwhile
+            self.learned.doubt()
+        elif self._app is not None and found.hash != setup.snapshot.hash:
             self.setup = msgspec.structs.replace(setup, snapshot=found)
             self._app.router.swap(found)
             _log.info("learned: snapshot %s", found.hash)

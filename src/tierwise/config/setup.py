@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from tierwise.config import models, parts
-from tierwise.config.file import Located, join, read_file
-from tierwise.config.learned import Learned
+from tierwise.config.file import Located, read_file
+from tierwise.config.learned import Learned, unpromised
 from tierwise.config.parts import KeySpec, Problems
-from tierwise.config.read import read
 from tierwise.config.schema import ConfigFile, JournalSettings, ModelEntry, PriceEntry, ProviderEntry, ServerSettings
 from tierwise.config.secrets import Secret, Secrets, resolve_secret
 from tierwise.config.state import has_keys
@@ -21,6 +20,7 @@ from tierwise.core.catalogue import Catalogue, Model, Provider
 from tierwise.core.errors import ConfigError
 from tierwise.core.keys import key_budgets, merged
 from tierwise.core.money import Price
+from tierwise.core.read import join, read
 from tierwise.core.snapshot import Snapshot, build
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ async def load(
     source = str(path) if path is not None else "the environment"
     base = path.parent if path is not None else Path()
     problems = Problems(located, source, names_only=names_only)
-    file, misread = read(located, ConfigFile)
+    file, misread = read(located.data, ConfigFile, line=located.line)
     problems.found += misread
     if file is None:
         problems.raise_any()
@@ -105,8 +105,10 @@ async def load(
         state_dir=folder,
         secrets=Secrets(secrets),
         notes=(
+            *(("The file says nothing, so the environment says what runs.",) if path and not located.data else ()),
             *notes,
             *told,
+            *unpromised(snapshot),
             *parts.exploring_notes(policies, budgets),
             *parts.start_notes(catalogue, server, not keys and not registered),
         ),
@@ -147,6 +149,7 @@ class _Found(msgspec.Struct):
     models: dict[str, Model]
     tiers: tuple[str, ...]
     notes: tuple[str, ...] = ()
+    others: dict[str, tuple[str, ...]] = {}  # of a model that its provider is not known to have: those that it has
 
 
 async def _catalogue(
@@ -177,6 +180,7 @@ async def _catalogue(
         id: model if model.tier in tiers else msgspec.structs.replace(model, tier=tiers[0])
         for id, model in found.models.items()
     }
+    notes = models.unpriced_notes(placed, found.providers, found.others, file.unpriced, problems)
     safest = models.safest(placed, tiers, file.unpriced, problems)
     baseline = file.baseline if file.baseline in placed else safest
     catalogue = from_parts(
@@ -187,7 +191,7 @@ async def _catalogue(
         reliable=file.reliable if file.reliable in placed else baseline,
         unpriced=file.unpriced,
     )
-    return catalogue, found.notes
+    return catalogue, (*found.notes, *notes)
 
 
 async def _written(file: ConfigFile, environ: Mapping[str, str], base: Path, problems: Problems) -> _Found:
@@ -203,6 +207,7 @@ async def _written(file: ConfigFile, environ: Mapping[str, str], base: Path, pro
     if not file.models:
         return await _unnamed(file, providers, environ, base, problems)
     found: dict[str, Model] = {}
+    others: dict[str, tuple[str, ...]] = {}
     for id, row in file.models.items():
         where = join("models", id)
         name, _, rest = id.partition("/")
@@ -211,8 +216,22 @@ async def _written(file: ConfigFile, environ: Mapping[str, str], base: Path, pro
             continue
         if name not in providers:
             providers[name] = models.implied(where, name, providers, known, environ, problems)
-        found[id] = _model(where, providers[name], rest, row or ModelEntry(), problems)
-    return _Found(providers, found, file.tiers or TIERS)
+        said = row or ModelEntry()
+        found[id] = _model(where, providers[name], rest, said, problems)
+        if said.price is None and (names := _others(providers[name], rest)):
+            others[id] = names
+    return _Found(providers, found, file.tiers or TIERS, others=others)
+
+
+def _others(provider: Provider, name: str) -> tuple[str, ...]:
+    """The models that this provider is known to have when this is none of them; else ()."""
+    from tierwise.providers import prices
+    from tierwise.providers.simulated_catalogue import simulated_catalogue
+
+    if provider.wire == "simulated":
+        names = tuple(row.name for row in simulated_catalogue()[1])
+        return () if name in names else names
+    return prices.others(provider.name, name)
 
 
 async def _unnamed(

@@ -12,7 +12,7 @@ import msgspec
 
 from tierwise.config.learned import written
 from tierwise.core.errors import ConfigError
-from tierwise.core.rise import Standing
+from tierwise.core.rise import Standing, possible
 from tierwise.routing.shares import Shares
 
 _log = logging.getLogger("tierwise")
@@ -30,14 +30,19 @@ class Kept:
         shares.standings.update(self.read())
 
     def read(self) -> dict[str, Standing]:
-        """What was kept; nothing where there is no file, or one that cannot be read."""
+        """What was kept, but for what cannot be; nothing where there is no file, or one that cannot be read."""
         try:
-            return msgspec.json.decode(self.path.read_bytes(), type=dict[str, Standing])
+            found = msgspec.json.decode(self.path.read_bytes(), type=dict[str, Standing])
         except FileNotFoundError:
             return {}
         except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
             _log.error("%s cannot be read (%s); what is usual for each key is counted anew", self.path, error)
             return {}
+        sound = {key: each for key, each in found.items() if possible(each)}
+        if len(sound) < len(found):
+            count, of = len(found) - len(sound), len(found)
+            _log.error("%s: %d of %d keys have figures that cannot be; they are counted anew", self.path, count, of)
+        return sound
 
     def keep(self) -> None:
         self._write(self.shares.standings)

@@ -45,8 +45,13 @@ class ConfigError(TierwiseError):
     def __init__(self, problems: tuple[Problem, ...], source: str = "") -> None:
         self.problems = problems
         self.source = source
-        heading = f"{source}: " if source else ""
-        super().__init__("\n".join(f"{heading}{problem}" for problem in problems))
+        super().__init__("\n".join(self._told(problem) for problem in problems))
+
+    def _told(self, problem: Problem) -> str:
+        if not self.source or problem.where.startswith(("--", "TIERWISE_")):  # which stand in no file
+            return str(problem)
+        said = str(problem)
+        return f"{self.source}: {said.replace('file: ', '', 1) if problem.where == 'file' else said}"
 
 
 class DataError(TierwiseError):

@@ -14,6 +14,8 @@ from tierwise.core.snapshot import Snapshot, tier_policy
 AUTO = "auto"
 # For clients that show only names of the vendor they were made for.
 CLAUDE_ALIAS = "claude-auto"
+FEW, MANY = 3, 10  # names in a sentence
+_LISTED = " (GET /v1/models lists them)"
 
 
 class Meaning(msgspec.Struct, frozen=True):
@@ -24,7 +26,21 @@ class Meaning(msgspec.Struct, frozen=True):
 
 
 def meaning(snapshot: Snapshot, name: str, policy_hint: str | None, kind: Literal["chat", "embedding"]) -> Meaning:
-    """Raises Unknown, with the nearest names, for a name that means nothing here."""
+    """Raises Unknown, with the nearest names, for a name that means nothing here, and BadRequest for one that cannot
+    make what is asked for."""
+    found = _meaning(snapshot, name, policy_hint, kind)
+    models = snapshot.catalogue.models
+    if found.pinned and models[found.pinned].kind != kind:
+        makes = "makes embeddings; use /v1/embeddings" if kind == "chat" else f"makes none; {_embedders(snapshot)}"
+        raise BadRequest(f"{found.pinned} {makes}", code="wrong_kind", param="model")
+    if kind == "embedding" and found.policy == tier_policy(name):
+        if not any(model.tier == name and model.kind == kind for model in models.values()):
+            what = f"no model of tier {name} makes embeddings; {_embedders(snapshot)}"
+            raise BadRequest(what, code="wrong_kind", param="model")
+    return found
+
+
+def _meaning(snapshot: Snapshot, name: str, policy_hint: str | None, kind: Literal["chat", "embedding"]) -> Meaning:
     policy = _policy(snapshot, policy_hint, "policy") if policy_hint else "default"
     if name in ("", AUTO, CLAUDE_ALIAS):
         return Meaning(policy, _one_embedding(snapshot) if kind == "embedding" else "")
@@ -49,7 +65,7 @@ def meaning(snapshot: Snapshot, name: str, policy_hint: str | None, kind: Litera
             param="model",
         )
     raise Unknown(
-        f"no model, tier or policy is named {name!r}{_hint(name, offered(snapshot))}",
+        f"no model, tier or policy is named {name[:200]!r}{_hint(name, offered(snapshot)) or _there_are(snapshot)}",
         code="model_not_found",
         param="model",
         metadata={"nearest": _near(name, offered(snapshot))},
@@ -81,7 +97,7 @@ def _policy(snapshot: Snapshot, name: str, param: str = "model") -> str:
         return name
     known = [each for each in snapshot.policies if not each.startswith("tier:")]
     raise Unknown(
-        f"no policy is named {name!r}{_hint(name, known)}",
+        f"no policy is named {name[:200]!r}{_hint(name, known) or f'; there are {_few(known)}{_LISTED}'}",
         code="policy_not_found",
         param=param,
         metadata={"nearest": _near(name, known)},
@@ -94,6 +110,21 @@ def _one_embedding(snapshot: Snapshot) -> str:
         if model.kind == "embedding":
             return model.id
     raise BadRequest("no embedding model is configured; add one under `models`", code="model_not_found", param="model")
+
+
+def _embedders(snapshot: Snapshot) -> str:
+    names = [model.id for model in snapshot.catalogue.models.values() if model.kind == "embedding"]
+    return f"ask for {' or '.join(names[:FEW])}" if names else "none is configured: add one under `models`"
+
+
+def _there_are(snapshot: Snapshot) -> str:
+    models = list(snapshot.catalogue.models)
+    others = [name for name in offered(snapshot) if name not in snapshot.catalogue.models and name != CLAUDE_ALIAS]
+    return f"; there are {_few(others)}, and models such as {', '.join(models[:FEW])}{_LISTED}"
+
+
+def _few(names: list[str]) -> str:
+    return f"{', '.join(names[:MANY])}{', ...' * (len(names) > MANY)}"
 
 
 def _near(name: str, known: list[str]) -> list[str]:

@@ -58,6 +58,16 @@ class Standing(msgspec.Struct, frozen=True):
         return min(math.exp(STEEPNESS * max(self.debt - SLACK, 0.0)), LAMBDA_MAX)
 
 
+def possible(standing: Standing) -> bool:
+    """Whether counting can have led here: what was kept on a disk may be anything."""
+    return (
+        0.0 <= standing.dear <= standing.n + 1e-6 <= REMEMBERED + LEARNED
+        and 0 <= standing.today_dear <= standing.today_n
+        and 0.0 <= standing.lately <= 1.0
+        and 0.0 <= standing.debt <= MOST_DEBT
+    )
+
+
 class Others(msgspec.Struct, frozen=True):
     """What all keys together say: by how much shares have moved against their pasts, and where those of new keys may
     lie; None where there are too few keys to say."""
@@ -106,7 +116,8 @@ def allowed(standing: Standing, others: Others, rise: float) -> float:
 def after(standing: Standing, others: Others, rise: float, dear: bool, at_s: int) -> Standing:
     """The same with one more request."""
     day = at_s // DAY_S
-    if day > standing.day:
+    # A request that began before midnight may end after one that did not; a clock that was ahead is put right.
+    if day > standing.day or day < standing.day - 1:
         standing = _next_day(standing, day)
     n, past, today_n, today_dear = standing.n, standing.dear, standing.today_n, standing.today_dear
     if n < LEARNED and standing.debt <= CALM:  # what a debt has bent, or may have, is not usual

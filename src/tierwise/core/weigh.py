@@ -131,11 +131,16 @@ def baseline_nano(snapshot: Snapshot, episode: Episode) -> int | None:
     return expected_nano(model, episode, found.output_tokens)
 
 
+# What stands before the end says nothing, and no name is as long. In a name without end the search for a version would
+# not come back, and the cache would keep it.
+NAME_LETTERS = 200
+
+
 def billed_model(catalogue: Catalogue, routed: Model, served: str) -> Model:
     """Whose price a reply has: the model that the provider says it ran, when we know it. A dated or numbered version of
     the routed model is the routed model; a stranger, or one that we know without a price, is billed as the dearest that
     this provider has, never as a bargain."""
-    name, own = _bare(served), _bare(routed.name)
+    name, own = _bare(served[-NAME_LETTERS:]), _bare(routed.name)
     if not name or name == own:
         return routed
     family = [model for model in catalogue.models.values() if model.provider == routed.provider]

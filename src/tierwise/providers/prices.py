@@ -125,6 +125,13 @@ def listed(provider: str) -> tuple[Listed, ...]:
     return tuple(rows)
 
 
+def others(provider: str, model: str) -> tuple[str, ...]:
+    """The names in the price list of this provider's models when it does not know this one; else ()."""
+    if _find(provider, model) is not None:
+        return ()
+    return tuple(name for row in listed(provider) for name in row.names)
+
+
 # ------------------------------------------------------------------------------------------- the price list
 
 

@@ -24,7 +24,7 @@ from tierwise.core.money import Service, Usage
 from tierwise.core.ports import Departure, Ledger, Outgoing, UpstreamError
 from tierwise.core.shadow import exploring
 from tierwise.core.snapshot import Snapshot
-from tierwise.core.weigh import billed_model, charged_nano
+from tierwise.core.weigh import NAME_LETTERS, billed_model, charged_nano
 from tierwise.routing.ratios import Measured, language_of
 from tierwise.wire.contract import Reply, Sent
 
@@ -323,7 +323,7 @@ def replied_event(
         after_ms=after_ms,
         usage=usage,
         cost_nano=paid.cost_nano,
-        served=reply.served,
+        served=reply.served[:NAME_LETTERS],
         billed=paid.billed,
         latency_ms=latency_ms,
         facts=reply.facts,

@@ -7,6 +7,7 @@ from typing import Any
 from tierwise.core.eligible import barred, unfit
 from tierwise.core.episode import Candidate, Denied, Episode, Failed, Refuse
 from tierwise.core.errors import Forbidden, Refused, RequestError
+from tierwise.core.estimate import estimate_all
 from tierwise.core.money import NANO_PER_USD, dollars
 from tierwise.core.snapshot import Snapshot
 from tierwise.core.weigh import affordable_tokens, worst_case_nano
@@ -33,7 +34,9 @@ def refusal_error(
         case "not_granted":
             error = Forbidden("this key may not use any of the models that this policy leads to", code="policy_forbids")
         case "budget_exceeded" | "held_by_others" | "credit_exhausted":
-            error = _money(refuse.code, facts, budget_status)
+            error = _capped(snapshot, episode, candidates, facts, budget_status) or _money(
+                refuse.code, facts, budget_status
+            )
             error.metadata |= _room(snapshot, episode, candidates, facts)
         case "token_limit" | "call_limit" | "parallel_limit":
             error = _rate(refuse.code, facts, budget_status, episode.at_s)
@@ -84,10 +87,40 @@ def _money(code: str, facts: dict[str, Any], budget_status: int) -> RequestError
             metadata=_known(facts),
             retry_after_s=1,
         )
-    last = "have it topped up" if scope == "credit" else "wait for the budget to reset"
+    resets = facts.get("resets_at_s") is not None
+    last = "have it topped up" if scope == "credit" else "wait for the budget to reset" if resets else "have it raised"
     return Refused(
         f"the {whose} does not cover this request's worst case; lower max_tokens, shorten the prompt, or {last}",
         code=code,
+        status=budget_status,
+        metadata=_known(facts),
+        should_retry=False,
+    )
+
+
+def _capped(
+    snapshot: Snapshot, episode: Episode, candidates: tuple[Candidate, ...], facts: dict[str, Any], budget_status: int
+) -> RequestError | None:
+    """When it was the request's own cap, which no time mends; else None."""
+    cap, ceiling, n = episode.hints.max_cost_nano, episode.features.max_tokens, episode.features.n
+    if cap is None or (facts.get("scope"), facts.get("limit_nano")) != ("request", cap):
+        return None
+    known = snapshot.catalogue.models
+    models = tuple(known[id] for id in _asked(episode, candidates) if id in known and known[id].price is not None)
+    # Without a ceiling of its own the call gets one, as long as the reply that is expected fits under it.
+    estimates = estimate_all(snapshot.estimator, episode.features, models, episode.workload)
+    needs = [
+        (
+            worst_case_nano(model, episode, ceiling or min(-(-each.output_tokens // n), model.max_output_tokens)),
+            model.id,
+        )
+        for model, each in zip(models, estimates, strict=True)
+    ]
+    least = f"the cheapest that could answer needs {dollars(min(needs)[0])} ({min(needs)[1]})" if needs else ""
+    return Refused(
+        f"the hint max_cost_usd allows this request {dollars(cap)}, and {least or 'no model is as cheap'}; raise it, "
+        "lower max_tokens, or shorten the prompt",
+        code="budget_exceeded",
         status=budget_status,
         metadata=_known(facts),
         should_retry=False,
@@ -166,9 +199,7 @@ def _room(
     if not isinstance(left, int):  # the caller's own cap, which no account keeps
         left = (facts.get("limit_nano") or 0) - sum(getattr(event, "cost_nano", 0) or 0 for event in episode.events)
     models, wanted = snapshot.catalogue.models, episode.features.max_tokens
-    asked = {event.model for event in episode.events if isinstance(event, Denied)}
-    asked |= {each.model for each in candidates if each.verdict != "dropped"}
-    tokens = [affordable_tokens(models[id], episode, left) for id in asked if id in models]
+    tokens = [affordable_tokens(models[id], episode, left) for id in _asked(episode, candidates) if id in models]
     admissible = [
         model.id
         for model in models.values()
@@ -177,6 +208,12 @@ def _room(
         and worst_case_nano(model, episode, wanted or model.max_output_tokens) <= left
     ]
     return {"affordable_max_tokens": max((0, *tokens)), "admissible": admissible}
+
+
+def _asked(episode: Episode, candidates: tuple[Candidate, ...]) -> set[str]:
+    """The models that the plan leads to."""
+    denied = {event.model for event in episode.events if isinstance(event, Denied)}
+    return denied | {each.model for each in candidates if each.verdict != "dropped"}
 
 
 def _resting(facts: dict[str, Any], candidates: tuple[Candidate, ...], health: Health) -> RequestError:

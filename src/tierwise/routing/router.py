@@ -212,7 +212,7 @@ class Router:
     def _open(self, request: Request, payer: Payer, grants: tuple[str, ...], snapshot: Snapshot) -> Episode:
         resting = self.health.resting()
         episode = open_episode(request, payer, grants, snapshot, self.ledger, resting, self._now, self._draw)
-        return self.books.shares.opened(episode)
+        return self.books.shares.opened(episode, snapshot.policies[episode.policy].dear_rise)
 
     def _decide(self, snapshot: Snapshot, episode: Episode) -> Decision:
         try:

@@ -35,10 +35,11 @@ class Shares:
         standing = self.standings.get(key)
         return found if standing is None else dearer(found, standing, self.others)
 
-    def opened(self, episode: Episode) -> Episode:
-        """The same episode at the price of money that it has to be decided at."""
+    def opened(self, episode: Episode, rise: float) -> Episode:
+        """The same episode at the price of money that it has to be decided at. `rise`: as for `note`; whose share may
+        rise as far as it likes pays no more for what the key owes elsewhere."""
         money = self.money(episode.money, episode.payer.key)
-        if money is episode.money or not counts(episode):
+        if money is episode.money or rise >= 1.0 or not counts(episode):
             return episode
         return msgspec.structs.replace(episode, money=money)
 

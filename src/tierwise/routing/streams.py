@@ -16,7 +16,7 @@ from tierwise.core.episode import Replied, ReplyFacts, Stop
 from tierwise.core.errors import Refused, RequestError
 from tierwise.core.money import TOKENS_PER_PRICE, Usage
 from tierwise.core.ports import Incoming, Status, UpstreamError
-from tierwise.core.weigh import charged_nano
+from tierwise.core.weigh import NAME_LETTERS, charged_nano
 from tierwise.routing.attempts import Attempt, is_told, since_ms
 from tierwise.routing.books import Books
 from tierwise.routing.ratios import Measured
@@ -248,7 +248,7 @@ class Streamed:
             after_ms=since_ms(self.trace.started),
             usage=usage,
             cost_nano=paid.cost_nano,
-            served=meter.served,
+            served=meter.served[:NAME_LETTERS],
             billed=paid.billed,
             latency_ms=since_ms(self._began),
             first_token_ms=self.trace.first_token_ms,

@@ -22,8 +22,9 @@ from tierwise.routing.idempotency import HEADER, Once, Replays
 from tierwise.routing.router import Answered, Router
 from tierwise.routing.streams import Streamed
 from tierwise.server.admin import DOORS as ADMIN_DOORS
-from tierwise.server.auth import ANYONE, Identity, Keyring, check_route, held_to_policies
+from tierwise.server.auth import ANYONE, Identity, Keyring, check_neighbour, check_route, held_to_policies
 from tierwise.server.balance import Followers, balance
+from tierwise.server.forms import converted
 from tierwise.server.guesses import Guesses
 from tierwise.server.headers import trace_headers
 from tierwise.server.http import (
@@ -129,13 +130,16 @@ class App:
         if door is None:
             if known:
                 raise RequestError(f"{path} does not take {scope['method']}", code="method_not_allowed", status=405)
+            what = "is not served yet" if path == "/responses" else "leads nowhere"
             raise Unknown(
-                f"there is nothing at {scope['path'][:200]}; requests for a model go to /v1/chat/completions, "
-                "/v1/messages or /v1/embeddings",
+                f"{scope['path'][:200]} {what}; requests for a model go to /v1/chat/completions, /v1/messages or "
+                "/v1/embeddings",
                 code="path_not_found",
             )
         headers = headers_of(scope)
         identity = self.guesses.identify(self.keys, headers, scope) if path not in OPEN_PATHS else ANYONE
+        if self.keys.open and scope.get("client"):  # pages speak TCP
+            check_neighbour(headers)
         check_route(identity, path.removesuffix(tail))
         body = await read_body(scope, headers, receive, self.body_limit_bytes) if scope["method"] == "POST" else b""
         query = scope.get("query_string", b"")
@@ -339,10 +343,7 @@ _VERDICTS = {"good": 1.0, "bad": 0.0, "up": 1.0, "down": 0.0, "accepted": 1.0, "
 
 
 async def _feedback(app: App, call: Call) -> None:
-    try:
-        said = msgspec.convert(strict.load(call.body), _FeedbackBody)
-    except msgspec.ValidationError as error:
-        raise BadRequest(f"feedback: {error}", code="invalid_feedback") from None
+    said = converted(strict.load(call.body), _FeedbackBody, "feedback")
     score = said.score
     if score is None and said.verdict is not None:
         score = _VERDICTS.get(said.verdict.casefold())

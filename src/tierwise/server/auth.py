@@ -11,6 +11,8 @@ import hmac
 import os
 import time
 from collections.abc import Callable, Iterable
+from ipaddress import ip_address
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -98,6 +100,29 @@ class Keyring:
         if found.until_s is not None and self._now() >= found.until_s:
             raise Unauthorised("this API key has expired; ask for another", code="expired_api_key")
         return found.identity
+
+
+def check_neighbour(headers: dict[str, str]) -> None:
+    """Of a gateway without keys, which trusts whatever runs on its machine. A browser runs there too, and sends plain
+    requests for any page without asking, also to a name of the page's own that leads here. Raises Forbidden for both:
+    a program of this machine has no reason to send them."""
+    for name in ("host", "origin"):
+        said = headers.get(name)
+        if said is not None and not _is_here(said):
+            raise Forbidden(
+                f"this gateway has no keys, so it answers programs of its own machine only, and {name.title()} is "
+                f"{said[:100]!r}: ask http://127.0.0.1 or http://localhost, or make a key (`tierwise key create`)",
+                code=f"foreign_{name}",
+            )
+
+
+def _is_here(said: str) -> bool:
+    """Of a Host, or of an Origin: a URL's beginning, or `null`."""
+    try:
+        name = urlsplit(said if "//" in said else f"//{said}").hostname or ""
+        return name == "localhost" or name.endswith(".localhost") or ip_address(name).is_loopback
+    except ValueError:
+        return False
 
 
 def digest_of(pepper: bytes, key: str) -> bytes:

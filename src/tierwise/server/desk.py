@@ -5,7 +5,6 @@ An admin gives no more than it has (`core.keys`), sees no more than it has made,
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -15,13 +14,12 @@ from tierwise.core import keys
 from tierwise.core.budget import Budget
 from tierwise.core.check_budget import BOUNDS, check, check_names
 from tierwise.core.errors import BadRequest, Conflict, Forbidden, Problem, Unauthorised, Unknown
-from tierwise.core.keys import Book, Credit, Grant, Issued, Limits, Placed, Registry
-from tierwise.core.money import MAX_NANO, NANO_PER_USD, usd_to_nano
+from tierwise.core.keys import NAME, NAME_RULE, Book, Credit, Grant, Issued, Limits, Placed, Registry
+from tierwise.core.money import MAX_NANO, NANO_PER_USD, cap_to_nano
 from tierwise.core.request import Payer
 from tierwise.core.snapshot import Snapshot
-from tierwise.server.forms import BudgetBody, CreditBody, KeyBody, MachineZones, converted
+from tierwise.server.forms import BudgetBody, CreditBody, KeyBody, MachineZones, Misfilled, converted
 
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}")
 MOST_USD = 1_000_000_000
 MOST_DAYS = 36_500
 MOST_OVERLAP_S = 30 * 86_400
@@ -82,7 +80,7 @@ class Desk:
     def create(self, body: KeyBody) -> tuple[str, dict[str, Any]]:
         """(the secret, shown only here; the key). Raises BadRequest, Forbidden and Conflict."""
         if not NAME.fullmatch(body.name):
-            raise _wrong("key", "name", "begins with a letter or digit and has only those and . _ @ -, 64 at most")
+            raise _wrong("key", "name", NAME_RULE)
         if body.name in self.files:
             raise Conflict(f"there is a key named {body.name!r} in the configuration file", code="key_exists")
         within = (*self.grantor.payer.within, self.grantor.name) if self.grantor else ()
@@ -180,7 +178,7 @@ class Desk:
             raise _wrong("credit", "id", "names the top-up: 1 to 200 visible characters")
         if not 0 < abs(body.amount_usd) <= MOST_USD:  # as no nan is
             raise _wrong("credit", "amount_usd", f"must not be 0, and at most {MOST_USD} either way")
-        nano = usd_to_nano(abs(body.amount_usd), what="amount_usd")
+        nano = _nano("credit", "amount_usd", abs(body.amount_usd)) or 0
         credit = Credit(
             id=body.id,
             scope=body.scope,
@@ -361,8 +359,7 @@ def _budget(body: BudgetBody) -> Budget:
 def _refuse(found: tuple[Problem, ...]) -> None:
     """Raises BadRequest with all of them."""
     if found:
-        said = "; ".join(str(each) if each.where else f"the budget {each.what}" for each in found)
-        raise BadRequest(said, code="invalid_budget", param=found[0].where or None)
+        raise Misfilled("budget", found)
 
 
 def _shown_budget(budget: Budget, source: str) -> dict[str, Any]:
@@ -394,7 +391,10 @@ def _nano(what: str, name: str, usd: float | None) -> int | None:
         return None
     if not 0 <= usd <= MOST_USD:
         raise _wrong(what, name, f"must be from 0 to {MOST_USD}")
-    return usd_to_nano(usd, what=name)
+    try:
+        return cap_to_nano(usd, what=name)
+    except ValueError as error:
+        raise _wrong(what, name, str(error).removeprefix(f"{name}: ")) from None
 
 
 def _count(what: str, name: str, count: int | None) -> None:
@@ -420,4 +420,4 @@ def _must_be_known(name: str, what: str, given: tuple[str, ...], known: Collecti
 
 
 def _wrong(what: str, name: str, why: str) -> BadRequest:
-    return BadRequest(f"{name}: {why}", code=f"invalid_{what}", param=name)
+    return Misfilled(what, (Problem(name, why),))

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Literal, TypeVar
 from zoneinfo import ZoneInfo, available_timezones
 
 import msgspec
 
 from tierwise.core.budget import Scope, Window
-from tierwise.core.errors import BadRequest
+from tierwise.core.errors import BadRequest, Problem
 from tierwise.core.keys import Route
+from tierwise.core.read import read
 
 T = TypeVar("T")
 
@@ -78,10 +79,19 @@ class MachineZones:
         return iter(available_timezones())
 
 
+class Misfilled(BadRequest):
+    """Everything that is wrong with what was filled in. In a `Problem`, `where` is a field, or "" for all of them."""
+
+    def __init__(self, what: str, problems: Iterable[Problem]) -> None:
+        self.what = what
+        self.problems = tuple(problems)
+        said = "; ".join(str(each) if each.where else f"the {what} {each.what}" for each in self.problems)
+        super().__init__(said, code=f"invalid_{what}", param=self.problems[0].where or None)
+
+
 def converted(value: Any, kind: Callable[..., T], what: str) -> T:
-    """A body as its type. Raises BadRequest, naming the field."""
-    try:
-        made: T = msgspec.convert(value, kind)
-    except msgspec.ValidationError as error:
-        raise BadRequest(f"{what}: {error}", code=f"invalid_{what}") from None
+    """A body as its type. Raises Misfilled, naming every field that is wrong."""
+    made, problems = read(value, kind, whole="")
+    if made is None:
+        raise Misfilled(what, problems)
     return made

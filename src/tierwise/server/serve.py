@@ -47,9 +47,10 @@ async def serve(
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, _stop, stopping, forced)
     errands: set[asyncio.Task[None]] = set()
-    loop.add_signal_handler(signal.SIGHUP, lambda: _start(errands, _reloaded(reload)))
+    turn = asyncio.Lock()
+    loop.add_signal_handler(signal.SIGHUP, lambda: _start(errands, _reloaded(reload, turn)))
     if watch is not None:
-        _start(errands, watch(lambda: _reloaded(reload)))
+        _start(errands, watch(lambda: _reloaded(reload, turn)))
     await app.runtime.refresh()  # what was prepaid counts from the first request on
     _start(errands, app.runtime.follow())
     _start(errands, app.runtime.watch())
@@ -137,9 +138,11 @@ async def _drain(app: App, drain_s: float, forced: asyncio.Event) -> None:
         await router.drain(_CUT_S)
 
 
-async def _reloaded(reload: Reload) -> None:
+async def _reloaded(reload: Reload, turn: asyncio.Lock) -> None:
+    """One at a time: of two that read side by side, the one that began first may end last, and serve what is past."""
     try:
-        await reload()
+        async with turn:
+            await reload()
     except ConfigError as error:
         _log.error("the configuration was not taken, the last good one stays:\n%s", error)
     except Exception:  # ours; whatever it is, the next change is read again

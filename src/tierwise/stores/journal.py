@@ -179,6 +179,9 @@ class SqliteJournal:
 
         return await self._ask(work)
 
+    async def beginning(self, start: str) -> list[str]:
+        return await self._ask(lambda connection: [id for (id,) in connection.execute(sql.READ_BEGINNING, (start,))])
+
     async def read_snapshot(self, hash: str) -> bytes | None:
         def work(connection: apsw.Connection) -> bytes | None:
             data = connection.execute(sql.READ_SNAPSHOT, (hash,)).get

@@ -78,6 +78,9 @@ INSERT INTO snapshots (hash, at_s, data) VALUES (?, ?, ?) ON CONFLICT (hash) DO 
 # One record by the id of its episode.
 READ_RECORD = "SELECT record FROM episodes WHERE id = ?"
 
+# Two ids at most that begin so. No letter comes after the last one of Unicode.
+READ_BEGINNING = "SELECT id FROM episodes WHERE id >= ?1 AND id <= ?1 || char(1114111) ORDER BY id LIMIT 2"
+
 # The newest records; of one second, the last written first.
 READ_RECENT = "SELECT id, record FROM episodes ORDER BY at_s DESC, rowid DESC LIMIT ?"
 

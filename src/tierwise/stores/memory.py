@@ -132,6 +132,10 @@ class MemoryJournal:
         self._must_be_open()
         return self._records.get(decision_id)
 
+    async def beginning(self, start: str) -> list[str]:
+        self._must_be_open()
+        return sorted(id for id in self._records if id.startswith(start))[:2]
+
     async def read_snapshot(self, hash: str) -> bytes | None:
         self._must_be_open()
         return self._snapshots.get(hash)

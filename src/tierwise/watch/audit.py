@@ -9,21 +9,26 @@ A request counts once: with what was said of it when it was settled, an hour aft
 by then; else with what was said when the second came, however late. What is said after that changes nothing here. The
 bound holds whatever the order, as long as neither whether a pair is labelled nor how soon depends on what its replies
 are worth, beyond what is known of the request. Where complaints come sooner than praise, it withdraws too early rather
-than too late.
+than too late. What comes with one key is at most twice a key's part of what is compared, and a twentieth where there
+are forty: else one key could withdraw a promise, or keep it. Who is passed over is known before what they said is
+looked at, so the bound holds still.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from zlib import crc32
 
 import msgspec
 
 from tierwise.core.ports import Heard, Late, Story
 from tierwise.core.promise import Promise
 from tierwise.study.data import labels
-from tierwise.study.data.intake import Taken, delivered, taken_of
+from tierwise.study.data.intake import Said, Taken, delivered, taken_of
 from tierwise.watch.fresh import Drifting, Skewing
 from tierwise.watch.promises import Observation, Watch, judge, watching
+
+KEYS = 1 << 10  # that are told apart of a segment, by a hash of their names
 
 
 class Count(msgspec.Struct, frozen=True, kw_only=True):
@@ -34,6 +39,7 @@ class Count(msgspec.Struct, frozen=True, kw_only=True):
     workload: str  # the segment's
     requests: float
     spared: float
+    judges: dict[int, int] = {}  # a hash of a key -> comparisons that rest on what came with it
 
 
 class Seen(msgspec.Struct, frozen=True, kw_only=True):
@@ -69,8 +75,9 @@ def look(
         promise, workload = ruled
         spared = story.record.outcome.routed != promise.reference
         count = counts[key]
-        counts[key] = count = msgspec.structs.replace(count, requests=count.requests + 1, spared=count.spared + spared)
-        observations += _observed(story, promise, workload, count)
+        count = msgspec.structs.replace(count, requests=count.requests + 1, spared=count.spared + spared)
+        counts[key], observed = _observed(story, promise, workload, count)
+        observations += observed
     return _judged(msgspec.structs.replace(seen, until_s=until_s), counts, observations, known)
 
 
@@ -83,24 +90,32 @@ def look_at_late(seen: Seen, stories: Iterable[Late], promises: Iterable[Promise
         ruled = _ruled(story.now, known)
         if ruled is None or (key := _place(*ruled)) not in counts or _was_compared(story.before, ruled[0].reference):
             continue
-        observations += _observed(story.now, *ruled, counts[key])
+        counts[key], observed = _observed(story.now, *ruled, counts[key])
+        observations += observed
     return _judged(seen, counts, observations, known)
 
 
-def _observed(story: Story, promise: Promise, workload: str, count: Count) -> list[Observation]:
-    """One where both replies are labelled, else none."""
-    loss = _loss(story, promise.reference)
-    if loss is None or not count.requests:
-        return []
+def _observed(story: Story, promise: Promise, workload: str, count: Count) -> tuple[Count, list[Observation]]:
+    """One where both replies are labelled, and the key behind that has not said too much; and the count with it."""
+    compared = _compared(story, promise.reference)
+    if compared is None or not count.requests:
+        return count, []
+    loss, key = compared
+    if key:
+        mine = crc32(key.encode()) % KEYS
+        judges = {**count.judges, mine: count.judges.get(mine, 0) + 1}
+        if judges[mine] > max(max(labels.KEY_SHARE, 2 / len(judges)) * sum(judges.values()), 1):
+            return count, []
+        count = msgspec.structs.replace(count, judges=judges)
     share = count.spared / count.requests
-    return [Observation(promise.name, workload, max(-1.0, min(1.0, loss * share)))]
+    return count, [Observation(promise.name, workload, max(-1.0, min(1.0, loss * share)))]
 
 
 def _was_compared(before: Story, reference: str) -> bool:
     """Whether both replies had a label at some time before. More is said, and nothing is taken back, but for feedback:
     who changes their mind may make a label weaker, so every state that it was in is looked at."""
     said = before.feedback
-    return any(_loss(Story(before.record, said[:n]), reference) is not None for n in range(len(said), -1, -1))
+    return any(_compared(Story(before.record, said[:n]), reference) is not None for n in range(len(said), -1, -1))
 
 
 def _place(promise: Promise, workload: str) -> tuple[str, str]:
@@ -150,8 +165,9 @@ def _ruled(story: Story, promises: Mapping[str, Promise]) -> tuple[Promise, str]
     return None
 
 
-def _loss(story: Story, reference: str) -> float | None:
-    """None unless both replies have a label that may be trusted."""
+def _compared(story: Story, reference: str) -> tuple[float, str] | None:
+    """The loss, and the key that most of it rests on ("" where none does). None unless both replies have a label that
+    may be trusted."""
     at = delivered(story.record)
     if at is None:
         return None
@@ -159,13 +175,16 @@ def _loss(story: Story, reference: str) -> float | None:
     if model == reference:
         return None
     taken = taken_of(story)
-    own, best = _quality(taken, model), _quality(taken, reference)
-    return None if own is None or best is None else best - own
+    own, best = _said(taken, model), _said(taken, reference)
+    if own is None or best is None:
+        return None
+    heaviest = max((*own[1], *best[1]), key=lambda said: said.weight)
+    return best[0] - own[0], heaviest.root or heaviest.key
 
 
-def _quality(taken: Taken, model: str) -> float | None:
+def _said(taken: Taken, model: str) -> tuple[float, tuple[Said, ...]] | None:
     for reply in taken.replies:
         if reply.outcome.model == model:
             quality, weight = labels.combined((said.score, said.weight) for said in reply.said)
-            return quality if weight >= labels.SOUND_WEIGHT else None
+            return (quality, reply.said) if quality is not None and weight >= labels.SOUND_WEIGHT else None
     return None

@@ -32,6 +32,8 @@ class Sleeping:
             if known is None:  # the store keeps none of it
                 account.pending_nano += row.amount_nano
                 account.tokens_pending += row.tokens
+                account.steps += row.steps
+                account.calls += 1
                 account.open += 1
                 _begin(account, 1)
             elif known[2] > 1:

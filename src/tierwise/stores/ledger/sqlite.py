@@ -36,6 +36,7 @@ BATCH_HOLDS = 512  # in one transaction
 AT_HAND = 500  # open holds of an earlier process that are taken up at the start
 AT_ONCE = 100  # that are given up together,
 AGAIN_S = 0.05  # and how soon the next of them
+ABSENT_KEPT = 10_000  # names of conversations that nothing was held for; callers make them at will
 LEASE_S = 1_920  # the longest call and two minutes: whoever holds longer is gone
 MOST = 2**53  # nano-dollars, or tokens, that one call can come to: 9 million dollars
 
@@ -338,6 +339,8 @@ class SqliteLedger(GroupCommits):
             return None
         row = self._read(sql.READ_ACCOUNT, key)
         if row is None:
+            if len(self._absent) >= ABSENT_KEPT:  # where nothing is held, no commit comes that would clear it
+                self._absent.clear()
             self._absent.add(key)
         return counts_of(row) if row is not None else None
 

@@ -165,8 +165,8 @@ def _missing(report: Report, table: Table) -> list[str]:
     notes = []
     if report.kept < report.prompts - report.stray_prompts:
         notes.append(
-            f"{report.kept:,} of {report.prompts:,} prompts are kept for training: those with a labelled outcome, and "
-            "of too many a sample, chosen by a hash of their ids"
+            f"{report.kept:,} of {report.prompts:,} prompts are kept for training: those with a text (or features) and "
+            "a labelled outcome, and of too many a sample, chosen by a hash of their ids"
         )
     if report.stray_outcomes:
         notes.append(f"{report.stray_outcomes:,} outcomes are left out: their prompt is not there")

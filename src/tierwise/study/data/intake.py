@@ -102,6 +102,14 @@ class Intake:
                 totals[each.root, each.key] += each.weight
         self._staged.write(self._encode(taken) + b"\n")
 
+    @property
+    def episodes(self) -> int:
+        return self._counts["episodes"]
+
+    @property
+    def answered(self) -> int:
+        return self._counts["answered"]
+
     def finish(self, stray_feedback: int = 0) -> IntakeReport:
         """Writes the tables. `stray_feedback`: how often something was said of an episode that the journal lacks."""
         factors = _factors(self._weights, self._key_share)

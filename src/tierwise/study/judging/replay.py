@@ -252,7 +252,10 @@ def _notes(
             "spent; they are left out of the estimates from outcomes"
         )
     if not logged and not denied:
-        found.append("no decision has odds, so nothing but expectations can be said; a plan `explore` logs odds")
+        found.append(
+            "no decision has odds, so nothing but expectations can be said; a plan `explore` with `shadow: false` logs "
+            "odds, for there chance decides who answers"
+        )
     elif logged and not labelled:
         found.append("no request with odds has a label, so quality cannot be estimated from outcomes")
     return found

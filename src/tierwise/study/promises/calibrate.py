@@ -90,7 +90,7 @@ def calibrate(
     sentence, for what cannot be asked of this table; that data do not suffice is no error, but an uncertified segment.
     """
     if not (0.0 < alpha < 1.0 and 0.0 < delta < 1.0):
-        raise ValueError(f"alpha {alpha} and delta {delta} must lie between 0 and 1, neither included")
+        raise ValueError(f"alpha {alpha:g} and delta {delta:g} must lie between 0 and 1, neither included")
     table = sound(table)
     asked = _Asked(kind=kind, alpha=alpha, delta=delta, reference=reference, seed=seed)
     pool = _pool(table, trained, reference, models)
@@ -124,6 +124,17 @@ def calibrate(
         judges=judges,
         left_out=left_out,
     )
+
+
+def fitting(table: Table, trained: Trained, *, reference: str, models: Sequence[str] | None = None) -> tuple[Kind, str]:
+    """The kind of promise that saves most and that these outcomes can carry, and a sentence where that is no agreement.
+    Raises ValueError, as `calibrate` does."""
+    pool = _pool(sound(table), trained, reference, models)
+    compared = [each for each in pool if (table.answers[:, table.column(each)] >= 0).any()]
+    if len(compared) >= AGREEMENT:
+        return "agreement", ""
+    few = f"one, {pool[0]}" if len(pool) == 1 else f"{len(compared)} whose final answers are known"
+    return "choice", f"an agreement takes two cheaper models that were labelled, and there is {few}"
 
 
 def unusable(table: Table, reference: str) -> int:
@@ -161,7 +172,10 @@ def _pool(table: Table, trained: Trained, reference: str, models: Sequence[str] 
         pool = [
             each
             for each in table.models
-            if each != reference and each in trained.models and not costs[each] >= dear  # NaN is not dearer
+            if each != reference
+            and each in trained.models
+            and not costs[each] >= dear  # NaN is not dearer
+            and np.isfinite(table.quality[:, table.column(each)]).any()
         ]
     return tuple(sorted(pool, key=lambda each: (math.isnan(costs[each]), costs[each])))[:MOST_MODELS]
 
@@ -221,21 +235,27 @@ def _segment(
             status="uncertified",
             n=rows.size,
             bound=1.0,
-            why="no cheaper model is both trained on and labelled here, beside the reference"
+            why=_nobody(pool, asked)
             if rows.size and choosing.size
             else "there are no labelled requests that training has not seen",
         )
     at = [pool.index(each) for each in found.models]
-    tested = route(table.take(rows), asked.kind, found.models, asked.reference, expected[rows][:, at])
+
+    def of(some: Ints) -> Route:
+        return route(table.take(some), asked.kind, found.models, asked.reference, expected[some][:, at])
+
+    tested, often = of(rows), _often(table, choosing)
     unlabelled = rows.size - tested.rows.size
-    passed = found.cuts[: leading(_holds(tested, each, asked) for each in found.cuts)]
+    order = np.random.default_rng(asked.seed).permutation(rows.size + often.size)
+    beside = of(np.concatenate((rows, often))[order]) if often.size else None
+    passed = found.cuts[: leading(_holds(tested, beside, each, asked) for each in found.cuts)]
     best = max(passed, key=lambda each: _saved(tested, each), default=None)
     if best is not None and _saved(tested, best) >= LEAST_SAVED:
         voices = AGREEMENT if asked.kind == "agreement" else 0
         # One that would never be asked need not be named.
         models = found.models[:voices] if voices and best.further <= NEVER else found.models
         return msgspec.structs.replace(
-            _told(workload, tested, best, asked),
+            _told(workload, tested, beside, best, asked),
             unlabelled=unlabelled,
             status="certified",
             models=models,
@@ -243,21 +263,36 @@ def _segment(
             threshold=best.threshold,
             further=best.further,
         )
-    own = route(table.take(choosing), asked.kind, found.models, asked.reference, expected[choosing][:, at])
-    return msgspec.structs.replace(_uncertified(workload, own, tested, found.cuts, asked), unlabelled=unlabelled)
+    missing = _uncertified(workload, of(choosing), tested, beside, found.cuts, asked)
+    return msgspec.structs.replace(missing, unlabelled=unlabelled)
 
 
-def _holds(tested: Route, cut: Cut, asked: _Asked) -> bool:
+def _nobody(pool: tuple[str, ...], asked: _Asked) -> str:
+    if asked.kind == "agreement" and len(pool) == 1:
+        return f"agreement needs two cheaper models that were labelled; there is one ({pool[0]}): try kind choice"
+    return "no cheaper model is both trained on and labelled here, beside the reference"
+
+
+def _often(table: Table, choosing: Ints) -> Ints:
+    """Of the choosing rows those of prompts that come more than once. All rows of such a prompt choose, so that the
+    others tell nothing of it, however large its part of the traffic is."""
+    _, at, counts = np.unique(table.groups, return_inverse=True, return_counts=True)
+    return choosing[counts[at[choosing]] > 1]
+
+
+def _holds(tested: Route, beside: Route | None, cut: Cut, asked: _Asked) -> bool:
     """Besides the bound, which looks at every prefix of the rows, all of them together may not say otherwise, nor the
-    different prompts among them, each with one voice."""
+    different prompts among them, each with one voice, nor the rows with those of `_often` beside them."""
     return _figures(tested, cut).loss <= asked.alpha and all(
         at_most(loss, asked.alpha, asked.delta, low=-1.0, high=1.0, weights=weight)
-        for loss, weight in _evidence(tested, cut)
+        for loss, weight in _evidence(tested, beside, cut)
     )
 
 
-def _evidence(tested: Route, cut: Cut) -> Iterator[tuple[Floats, Floats]]:
+def _evidence(tested: Route, beside: Route | None, cut: Cut) -> Iterator[tuple[Floats, Floats]]:
     """Losses and weights that each have to carry the promise."""
+    if beside is not None:
+        yield served(beside, cut).loss, beside.weight
     played = served(tested, cut)
     yield played.loss, tested.weight
     prompts = voices(tested, played)
@@ -273,10 +308,11 @@ def _saved(tested: Route, cut: Cut) -> float:
     return _figures(tested, cut).saved
 
 
-def _told(workload: str, tested: Route, cut: Cut, asked: _Asked) -> Segment:
+def _told(workload: str, tested: Route, beside: Route | None, cut: Cut, asked: _Asked) -> Segment:
     """What was measured at this cut; certified is nothing by it."""
     found = _figures(tested, cut)
-    bound = max(upper(loss, asked.delta, low=-1.0, high=1.0, weights=weight) for loss, weight in _evidence(tested, cut))
+    evidence = _evidence(tested, beside, cut)
+    bound = max(upper(loss, asked.delta, low=-1.0, high=1.0, weights=weight) for loss, weight in evidence)
     return Segment(
         workload=workload,
         status="uncertified",
@@ -359,7 +395,9 @@ def _worth(found: Figures, sure: float, seen: int, n: int, asked: _Asked) -> flo
 # ------------------------------------------------------------------------------------------------ what is missing
 
 
-def _uncertified(workload: str, own: Route, tested: Route, cuts: tuple[Cut, ...], asked: _Asked) -> Segment:
+def _uncertified(
+    workload: str, own: Route, tested: Route, beside: Route | None, cuts: tuple[Cut, ...], asked: _Asked
+) -> Segment:
     """Why, and about how many labelled requests it would take: by what all labelled rows together say of the mean and
     the variance, where a few lucky ones do not count as proof that nothing is ever lost."""
     labelled = own.rows.size + tested.rows.size
@@ -381,7 +419,7 @@ def _uncertified(workload: str, own: Route, tested: Route, cuts: tuple[Cut, ...]
             if saves
             else f"{names} would save nothing here, because too few replies could be kept"
         )
-        return msgspec.structs.replace(_told(workload, tested, cuts[-1], asked), why=why)
+        return msgspec.structs.replace(_told(workload, tested, beside, cuts[-1], asked), why=why)
     rows, at = min(wanted)
     # Only a part of the labelled rows certifies, and of those that repeat a prompt one.
     different = np.unique(tested.groups).size
@@ -390,4 +428,4 @@ def _uncertified(workload: str, own: Route, tested: Route, cuts: tuple[Cut, ...]
         f"{names} would be tested on {different} different labelled requests, and it takes about {rows} to bound the "
         f"loss by {asked.alpha:g}"
     )
-    return msgspec.structs.replace(_told(workload, tested, cuts[at], asked), why=why, missing=missing)
+    return msgspec.structs.replace(_told(workload, tested, beside, cuts[at], asked), why=why, missing=missing)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import msgspec
 import numpy as np
 
+from tierwise.core.policy import Best
 from tierwise.core.snapshot import Snapshot
 from tierwise.study import yardsticks as ys
 from tierwise.study.data.whole import complete
@@ -36,6 +37,7 @@ class Simulated(msgspec.Struct, frozen=True, kw_only=True):
     cost_usd: ys.Mean
     calls: ys.Mean
     latency_ms: ys.Mean
+    unpromised: tuple[str, ...]  # promises of the policy's plans that serve nothing, for they were not promoted
     served: dict[str, float]  # share of the requests, by model; "" for none
     refused: tuple[tuple[str, int], ...]
     baselines: dict[str, Beside]
@@ -72,6 +74,15 @@ def simulate(snapshot: Snapshot, table: Table, *, policy: str = "default", seed:
         cost_usd=ys.mean_of(found.cost_usd.tolist()),
         calls=ys.mean_of(found.asked.astype(np.float64).tolist()),
         latency_ms=ys.mean_of(found.latency_ms.tolist()),
+        unpromised=tuple(
+            sorted(
+                {
+                    plan.promise
+                    for plan in snapshot.policies[policy].plans.values()
+                    if isinstance(plan, Best) and plan.promise and plan.promise not in snapshot.promises
+                }
+            )
+        ),
         served={
             (whole.models[at] if at >= 0 else ""): int(count) / len(whole.ids)
             for at, count in zip(*served, strict=True)
@@ -99,6 +110,8 @@ def lines(found: Simulated) -> Iterator[str]:
         yield f"{found.left_out:,} prompts are left out: not every model has an outcome and a cost for them."
     if found.absent:
         yield "Not in the catalogue, so never asked: " + ", ".join(found.absent)
+    for name in found.unpromised:
+        yield f"Promise {name} is not promoted, so nothing is saved on it: its reference answers."
     rows = [["this policy", _figure(found.quality, 1, 4), _figure(found.cost_usd, 1e3, 4)]]
     for name, each in found.baselines.items():
         quality = "costs more" if each.quality is None else f"{each.quality:.4f}"

@@ -1,4 +1,5 @@
-"""Plain data into the types of the configuration, with every mistake found, not the first.
+"""Plain data into types, with every mistake found, not the first: one set of words for a configuration file, for what
+an admin sends over HTTP and for what is typed at a command line.
 
 A value is never repeated in a message: what is wrong may be a secret in the wrong place. Names of keys are.
 """
@@ -7,19 +8,19 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from difflib import SequenceMatcher
 from functools import cache
 from typing import Any, TypeVar, cast
 
 import msgspec.inspect as inspect
 
-from tierwise.config.file import Located, join
 from tierwise.core.errors import Problem
 from tierwise.core.policy import PLAN_KEYS
 
 MAX_INT = 2**63 - 1
 MAX_COMPARED = 100  # letters of a name; a longer one is no slip
+MAX_KEY_SHOWN = 200
 
 T = TypeVar("T")
 
@@ -31,11 +32,23 @@ class _Wrong:
 WRONG = _Wrong()
 
 
-def read(located: Located, kind: type[T]) -> tuple[T | None, list[Problem]]:
-    """The data as `kind`, or None with the problems that kept it from being one."""
-    reader = _Reader(located)
-    value = reader.value(located.data, _type(cast(Hashable, kind)), "", "")
+def read(
+    data: Any, kind: Callable[..., T], *, line: Callable[[str], int] = lambda where: 0, whole: str = "file"
+) -> tuple[T | None, list[Problem]]:
+    """The data as `kind`, or None with the problems that kept it from being one. `line`: where a path of it stands;
+    `whole`: how all of it is called."""
+    reader = _Reader(line, whole)
+    value = reader.value(data, _type(cast(Hashable, kind)), "", "")
     return (None if value is WRONG else value), reader.problems
+
+
+def join(where: str, key: str | int) -> str:
+    """The path one step further down."""
+    if isinstance(key, int):
+        return f"{where}[{key}]"
+    if len(key) > MAX_KEY_SHOWN or not key.isprintable():  # paths go to terminals and logs
+        key = "".join(letter if letter.isprintable() else "?" for letter in key[:MAX_KEY_SHOWN]) + "..."
+    return f"{where}.{key}" if where else key
 
 
 @cache
@@ -93,12 +106,13 @@ def kind_of(value: Any) -> str:
 
 
 class _Reader:
-    def __init__(self, located: Located) -> None:
-        self.located = located
+    def __init__(self, line: Callable[[str], int], whole: str) -> None:
+        self.line = line
+        self.whole = whole
         self.problems: list[Problem] = []
 
     def wrong(self, where: str, what: str, near: str = "") -> _Wrong:
-        self.problems.append(Problem(where or "file", what, self.located.line(where), near))
+        self.problems.append(Problem(where or self.whole, what, self.line(where), near))
         return WRONG
 
     def value(self, data: Any, kind: inspect.Type, where: str, hint: str) -> Any:
@@ -126,7 +140,7 @@ class _Reader:
             case inspect.NoneType():
                 return data if data is None else self.wrong(where, f"must be empty, not {kind_of(data)}")
             case _:
-                raise NotImplementedError(f"the configuration has a type that is never read: {kind}")
+                raise NotImplementedError(f"a type that is never read: {kind}")
 
     def struct(self, data: Any, kind: inspect.StructType, where: str) -> Any:
         if not isinstance(data, dict):
