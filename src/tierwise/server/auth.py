@@ -6,6 +6,7 @@ neither is closed to keys that are held to routes, and a test fails.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import hmac
 import os
@@ -116,6 +117,7 @@ def check_neighbour(headers: dict[str, str]) -> None:
             )
 
 
+@functools.lru_cache(maxsize=256)  # asked of every request, and of a gateway's own callers nearly always the same
 def _is_here(said: str) -> bool:
     """Of a Host, or of an Origin: a URL's beginning, or `null`."""
     try:
