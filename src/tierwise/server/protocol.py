@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import re
-from functools import partial
 from typing import Any, cast
 
 from uvicorn.protocols.http.httptools_impl import (
@@ -108,8 +107,14 @@ class Protocol(HttpToolsProtocol):
         super().on_headers_complete()
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
-        cast("dict[str, object]", cycle.scope)[WHOLE] = partial(_whole, cycle)
+        # Of the connection and not of the request: a scope that led to its own cycle would wait for the collector, and
+        # the body with it.
+        self._answering = cycle
+        cast("dict[str, object]", cycle.scope)[WHOLE] = self._whole
         super()._start_asgi_task(cycle, app)
+
+    def _whole(self, status: int, headers: Headers, body: bytes) -> bool:
+        return _whole(self._answering, status, headers, body)
 
     def on_message_complete(self) -> None:
         super().on_message_complete()
