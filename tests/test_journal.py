@@ -15,12 +15,14 @@ import pytest
 
 from tests.support.records import NOON, a_record
 from tierwise.core.errors import Closed
+from tierwise.core.grams import grams
 from tierwise.core.ports import Feedback, Record
 from tierwise.core.request import Payer
 from tierwise.stores import journal as sqlite
 from tierwise.stores import journal_sql
 from tierwise.stores.journal import SqliteJournal
-from tierwise.stores.journal_rows import Total
+from tierwise.stores.journal_rows import Total, with_grams
+from tierwise.stores.journal_words import AT_ONCE, Wordy
 from tierwise.stores.memory import JOURNAL_SNAPSHOTS_KEPT, MemoryJournal
 
 DAY_S = 86_400
@@ -58,6 +60,49 @@ async def test_what_was_written_is_read_back_whole(journal: Any) -> None:
     assert [await journal.read(record.episode.id) for record in records] == records
     assert await journal.read("nobody") is None
     assert (journal.dropped, journal.last_error) == (0, "")
+
+
+@pytest.mark.parametrize("many", [1, AT_ONCE - 1, AT_ONCE, 2 * AT_ONCE + 1])
+async def test_of_words_their_grams_are_kept_and_nothing_else(journal: Any, many: int) -> None:
+    texts = [f"Zanzibar number {n} Quagga {'grows ' * n}" for n in range(many)]
+    for n, text in enumerate(texts):
+        journal.write(a_record(f"{n}"), text)
+    journal.write(a_record("without"))
+    for n, text in enumerate(texts):
+        assert await journal.read(f"{n}") == with_grams(a_record(f"{n}"), grams(text.casefold()))
+    assert await journal.read("without") == a_record("without")
+    assert len(await journal.recent(10_000)) == many + 1
+    assert [len(piece) async for piece in journal.stories(0, NOON + DAY_S)] == [many + 1]
+    if isinstance(journal, SqliteJournal):
+        await journal.close()
+        assert b"uagga" not in texts_of(journal.path).lower()
+
+
+def test_rows_that_wait_for_their_grams_are_handed_on_once_each_whoever_asks() -> None:
+    class Row:
+        grams: bytes | None = None
+
+    handed: list[Row] = []
+    wordy: Wordy[Row] = Wordy(handed.append)
+    rows = [Row() for _ in range(2_000)]
+    done = threading.Event()
+
+    def flush() -> None:
+        while not done.is_set():
+            wordy.flush()
+
+    others = [threading.Thread(target=flush) for _ in range(3)]
+    for other in others:
+        other.start()
+    for n, row in enumerate(rows):
+        wordy.add(row, f"word {n}")
+    wordy.flush()
+    done.set()
+    for other in others:
+        other.join()
+    assert len(handed) == len(rows)
+    assert set(map(id, handed)) == set(map(id, rows))
+    assert [row.grams for row in rows] == [grams(f"word {n}") for n in range(2_000)]
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from tests.support.worlds import MODELS, catalogue, world
 from tierwise.core import grams as module
 from tierwise.core.estimate import estimate_all
 from tierwise.core.features import extract
-from tierwise.core.grams import BUCKETS, CHARACTERS, KEPT, grams, numbers
+from tierwise.core.grams import BUCKETS, CHARACTERS, KEPT, grams, grams_of, numbers
 from tierwise.core.learned import DENSE, FARTHEST, Heads, Trained, chance, dense, heads, problems
 from tierwise.core.request import Features, Prompt, Turn
 from tierwise.core.snapshot import dump, load
@@ -48,6 +48,16 @@ def test_white_space_does_not_matter(words: list[str], data: st.DataObject) -> N
     gaps = st.sampled_from([" ", "  ", "\n", "\t \n", "\r\n"])
     text = "".join(word + data.draw(gaps) for word in words)
     assert grams(data.draw(gaps) + text) == grams(" ".join(words))
+
+
+@given(st.lists(st.one_of(st.text(max_size=80), st.text(alphabet="ab .é\n", max_size=900)), max_size=90))
+@example([])
+@example(["", "a", "", "b"])
+@example(["x y " * 400] * 3)
+@example(["漢字" * CHARACTERS, "a b", "漢字" * CHARACTERS])
+def test_many_texts_at_once_have_the_grams_that_each_has_alone(texts: list[str]) -> None:
+    folded = [text.casefold() for text in texts]
+    assert grams_of(folded) == [grams(text) for text in folded]
 
 
 def test_case_does_not_matter_but_words_and_their_order_do() -> None:

@@ -134,7 +134,7 @@ def _read(turns: tuple[Turn, ...]) -> _Text:
         tokens = _scaled(counts.tokens, last, text)
         return _Text(last, "", "", len(text) - len(last), counts, tokens, tokens, len(text))
     characters = sum([len(turn.text) for turn in turns])
-    users = [index for index in range(len(turns) - 1, max(-1, len(turns) - 200), -1) if turns[index].role == "user"][:2]
+    users = _users(turns)
     at = users[0] if users else len(turns) - 1
     whole = turns[at].text if turns else ""
     last = ends(whole, *LAST_READ)
@@ -154,6 +154,17 @@ def _read(turns: tuple[Turn, ...]) -> _Text:
         tokens = characters / 4
     before = turns[users[1]].text[: TURN_READ[0]] if len(users) > 1 else ""
     return _Text(last, system, before, len(whole) - len(last), counts, tokens, last_tokens, characters)
+
+
+def _users(turns: tuple[Turn, ...]) -> list[int]:
+    """Where the user's last two messages stand, the last one first."""
+    return [index for index in range(len(turns) - 1, max(-1, len(turns) - 200), -1) if turns[index].role == "user"][:2]
+
+
+def asked(prompt: Prompt) -> str:
+    """The last message as far as it is read: what its grams are made of, by `extract` or later by the journal."""
+    users = _users(prompt.turns)
+    return ends(prompt.turns[users[0] if users else -1].text, *LAST_READ) if prompt.turns else ""
 
 
 def _scaled(tokens: float, read: str, whole: str) -> float:

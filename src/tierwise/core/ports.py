@@ -173,7 +173,10 @@ class Journal(Protocol):
     dropped: int
     last_error: str  # what could not be written or read last; "" when nothing
 
-    def write(self, record: Record) -> None: ...
+    def write(self, record: Record, words: str = "") -> None:
+        """`words`: a text whose grams are kept among the record's features, and of which nothing else is kept."""
+        ...
+
     def feedback(self, feedback: Feedback) -> None: ...
     def shadow(self, decision_id: str, at_s: int, event: Replied | Failed | Told) -> None:
         """What a shadow of this episode, which began at `at_s`, came to."""

@@ -27,7 +27,12 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     estimator: Estimator
     keywords: tuple[str, ...]
     promises: dict[str, Promise]  # by name
-    grams: bool  # whether the feature reader keeps the words' hashes, to serve or to learn from
+    grams: bool  # whether the words' hashes are kept, to serve or to learn from
+
+    @property
+    def reads_grams(self) -> bool:
+        """Whether decisions need them; else whoever keeps the episode makes them, when there is time."""
+        return isinstance(self.estimator, Trained)
 
 
 class _Content(msgspec.Struct, frozen=True, omit_defaults=True):

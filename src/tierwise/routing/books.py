@@ -11,6 +11,7 @@ import msgspec
 
 from tierwise.core.budget import Balance
 from tierwise.core.episode import Failed
+from tierwise.core.features import asked
 from tierwise.core.money import dollars
 from tierwise.core.ports import Journal, Record, Status, Upstream, UpstreamError
 from tierwise.routing.attempts import Errands
@@ -88,7 +89,9 @@ class Books:
         record = trace.record(status, code, prompt=prompt)
         self.tally.count(record)
         self.shares.note(record, trace.snapshot.policies[trace.episode.policy].dear_rise)
-        self.journal.write(record if self.store_texts else _wordless(record))
+        later = trace.snapshot.grams and not trace.snapshot.reads_grams and trace.episode.kind == "chat"
+        words = asked(trace.request.prompt) if later else ""
+        self.journal.write(record if self.store_texts else _wordless(record), words)
 
 
 def _wordless(record: Record) -> Record:

@@ -84,7 +84,7 @@ def workload_of(features: Features, hints: Hints, payer: Payer) -> str:
 
 def _features(request: Request, snapshot: Snapshot, kind: Kind) -> Features:
     try:
-        return extract(request.prompt, snapshot.keywords, with_grams=snapshot.grams and kind == "chat")
+        return extract(request.prompt, snapshot.keywords, with_grams=snapshot.reads_grams and kind == "chat")
     except Exception:
         # A router is an optimisation: when it cannot read the prompt, it knows less, and the request goes on.
         _log.exception("features could not be read; routing without them")

@@ -26,8 +26,9 @@ from tierwise.core.ports import Feedback, Heard, Late, Record, Story
 from tierwise.stores import journal_sql as sql
 from tierwise.stores.journal_reads import ALL, Reader, steps
 from tierwise.stores.journal_rows import HOUR_S, RECENT_MAX, Total, counts, sums
+from tierwise.stores.journal_words import Wordy
 from tierwise.stores.ledger.windows import DAY_S
-from tierwise.stores.sqlite_file import open_file
+from tierwise.stores.sqlite_file import open_file, transaction
 
 if TYPE_CHECKING:
     import apsw
@@ -80,7 +81,7 @@ class _Shadow(msgspec.Struct, frozen=True):
     data: str
 
 
-class _Row(msgspec.Struct, frozen=True, gc=False):
+class _Row(msgspec.Struct, gc=False):
     """A record as it goes into the file: text that holds on to nothing, where a record would keep a request's objects
     alive for the collector to walk through."""
 
@@ -90,6 +91,7 @@ class _Row(msgspec.Struct, frozen=True, gc=False):
     record: str
     place: tuple[int, str, str]  # the hour, model and team whose sums it adds to
     amounts: tuple[int, ...]  # () for a record that does not count
+    grams: bytes | None = None  # that are not in the record
 
 
 _Thing = _Row | Feedback | _Snapshot | _Shadow
@@ -123,6 +125,7 @@ class SqliteJournal:
         self._awake = threading.Event()
         self._hurry = threading.Event()
         self._counting = threading.Lock()
+        self._wordy: Wordy[_Row] = Wordy(self._put)
         self._is_closed = False
         self._encode = msgspec.json.Encoder().encode
         self._reader = Reader(partial(self._lost, 0))
@@ -132,7 +135,7 @@ class SqliteJournal:
 
     # -------------------------------------------------------------------------------------------- writing
 
-    def write(self, record: Record) -> None:
+    def write(self, record: Record, words: str = "") -> None:
         """Encoded here and not by the writer: one call that nothing interrupts is cheaper than two threads that take
         turns, and no request waits for the other's."""
         episode = record.episode
@@ -142,7 +145,13 @@ class SqliteJournal:
             self._lost(1, f"a record cannot be written: {error}")
             return
         place = (episode.at_s // HOUR_S, record.outcome.routed, episode.payer.team)
-        self._put(_Row(episode.id, episode.at_s, episode.snapshot, text, place, sums(record) if counts(record) else ()))
+        amounts = sums(record) if counts(record) else ()
+        row = _Row(episode.id, episode.at_s, episode.snapshot, text, place, amounts)
+        if words and not self._is_closed:
+            self._wordy.add(row, words)
+            self._awake.set()
+        else:
+            self._put(row)
 
     def feedback(self, feedback: Feedback) -> None:
         self._put(feedback)
@@ -174,8 +183,8 @@ class SqliteJournal:
         """The record of an episode, every earlier write included. Raises TierwiseError when the row is unreadable."""
 
         def work(connection: apsw.Connection) -> Record | None:
-            data = connection.execute(sql.READ_RECORD, (decision_id,)).get
-            return None if data is None else self._reader.whole(connection, decision_id, data)
+            found = connection.execute(sql.READ_RECORD, (decision_id,)).fetchone()
+            return None if found is None else self._reader.whole(connection, decision_id, *found)
 
         return await self._ask(work)
 
@@ -194,9 +203,9 @@ class SqliteJournal:
 
         def work(connection: apsw.Connection) -> list[Record]:
             found = []
-            for decision_id, data in connection.execute(sql.READ_RECENT, (max(min(limit, RECENT_MAX), 0),)):
+            for decision_id, *data in connection.execute(sql.READ_RECENT, (max(min(limit, RECENT_MAX), 0),)):
                 try:
-                    found.append(self._reader.whole(connection, decision_id, data))
+                    found.append(self._reader.whole(connection, decision_id, *data))
                 except msgspec.MsgspecError as error:
                     self._lost(0, f"the record of {decision_id} cannot be read: {error}")
             return found
@@ -258,6 +267,7 @@ class SqliteJournal:
         """Write what is waiting, then let go of the file. Closing twice is closing once."""
         if self._is_closed:
             return
+        self._wordy.flush()
         self._is_closed = True
         stop = _Stop(lambda _: None, asyncio.get_running_loop().create_future())
         self._push(stop)
@@ -276,6 +286,7 @@ class SqliteJournal:
             raise TierwiseError(f"the journal {self.path} cannot be read: {error}") from error
 
     def _push(self, ask: _Ask) -> None:
+        self._wordy.flush()
         self._queue.append(ask)
         self._hurry.set()
         self._awake.set()
@@ -289,6 +300,7 @@ class SqliteJournal:
             self._awake.clear()
             self._hurry.wait(GATHER_S)
             self._hurry.clear()
+            self._wordy.flush()
             stop = self._empty_queue()
             if stop is not None:
                 self._end(stop)
@@ -323,7 +335,7 @@ class SqliteJournal:
         summed: dict[tuple[int, str, str], tuple[int, ...]] = {}
         rows = [item for item in batch if isinstance(item, _Row)]
         try:
-            with self._connection:
+            with transaction(self._connection):
                 while rows:
                     many = min(MANY, 1 << (len(rows).bit_length() - 1))  # few sizes, so that statements stay prepared
                     self._add_rows(rows[:many], summed, faults)
@@ -346,8 +358,8 @@ class SqliteJournal:
         import apsw
 
         try:
-            with self._connection:  # a savepoint
-                values = [value for row in rows for value in (row.id, row.at_s, row.snapshot, row.record)]
+            with transaction(self._connection):
+                values = [v for row in rows for v in (row.id, row.at_s, row.snapshot, row.record, row.grams)]
                 self._connection.execute(sql.add_episodes(len(rows)), values)
                 if self._connection.changes() != len(rows):
                     if len(rows) == 1:
@@ -390,7 +402,7 @@ class SqliteJournal:
             return
         before_s = int(now_s) - self._keep_days * DAY_S
         try:
-            with self._connection:
+            with transaction(self._connection):
                 self._connection.execute(sql.FORGET_EPISODES, (before_s, FORGET_ROWS))
                 if self._connection.changes() == FORGET_ROWS:
                     self._awake.set()

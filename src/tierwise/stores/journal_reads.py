@@ -13,6 +13,7 @@ import msgspec
 from tierwise.core.episode import Failed, Replied, Told
 from tierwise.core.ports import Feedback, Heard, Late, Record, Story
 from tierwise.stores import journal_sql as sql
+from tierwise.stores.journal_rows import with_grams
 
 if TYPE_CHECKING:
     import apsw
@@ -34,14 +35,14 @@ class Reader:
         self, after: tuple[int, int], until_s: int, heard: Heard, connection: apsw.Connection
     ) -> tuple[list[Story], tuple[int, int] | None]:
         """The stories after this (at_s, rowid), and the place of the last; None when there may be no more."""
-        rows: list[tuple[int, int, str, str]]
+        rows: list[tuple[int, int, str, str, bytes | None]]
         rows = connection.execute(sql.READ_BETWEEN, (*after, until_s, STORY_ROWS)).fetchall()  # type: ignore[assignment]
         found = []
         place = None
-        for at_s, rowid, decision_id, data in rows:
+        for at_s, rowid, decision_id, data, grams in rows:
             place = (at_s, rowid)
             try:
-                found.append(self._story(connection, decision_id, data, heard))
+                found.append(self._story(connection, decision_id, data, grams, heard))
             except msgspec.MsgspecError as error:
                 self._fault(f"the record of {decision_id} cannot be read: {error}")
         return found, place if len(rows) == STORY_ROWS else None
@@ -50,11 +51,12 @@ class Reader:
         """What was said between two steps."""
         between = (before.feedback, now.feedback, before.shadows, now.shadows, began_before_s)
         found = []
-        rows: list[tuple[str, str]] = connection.execute(sql.READ_LATE, between).fetchall()  # type: ignore[assignment]
-        for decision_id, data in rows:
+        rows: list[tuple[str, str, bytes | None]]
+        rows = connection.execute(sql.READ_LATE, between).fetchall()  # type: ignore[assignment]
+        for decision_id, data, grams in rows:
             try:
-                known = self._story(connection, decision_id, data, before)
-                found.append(Late(known, self._story(connection, decision_id, data, now)))
+                known = self._story(connection, decision_id, data, grams, before)
+                found.append(Late(known, self._story(connection, decision_id, data, grams, now)))
             except msgspec.MsgspecError as error:
                 self._fault(f"the record of {decision_id} cannot be read: {error}")
         return found
@@ -68,16 +70,22 @@ class Reader:
         rows = connection.execute(sql.READ_FEEDBACK, (decision_id, heard.feedback))
         return [self._feedback.decode(data) for (data,) in rows]
 
-    def whole(self, connection: apsw.Connection, decision_id: str, data: str, heard: Heard = ALL) -> Record:
-        """The record with its shadows."""
+    def whole(
+        self, connection: apsw.Connection, decision_id: str, data: str, grams: bytes | None, heard: Heard = ALL
+    ) -> Record:
+        """The record with its grams and its shadows."""
         record = self._record.decode(data)
+        if grams is not None:
+            record = with_grams(record, grams)
         rows = connection.execute(sql.READ_SHADOWS, (decision_id, heard.shadows))
         shadows = tuple(self._shadows.decode(each) for (each,) in rows)
         return msgspec.structs.replace(record, shadows=shadows) if shadows else record
 
-    def _story(self, connection: apsw.Connection, decision_id: str, data: str, heard: Heard) -> Story:
+    def _story(
+        self, connection: apsw.Connection, decision_id: str, data: str, grams: bytes | None, heard: Heard
+    ) -> Story:
         feedback = tuple(self.feedback_of(decision_id, connection, heard))
-        return Story(self.whole(connection, decision_id, data, heard), feedback)
+        return Story(self.whole(connection, decision_id, data, grams, heard), feedback)
 
 
 def steps(since: Heard, until: Heard) -> Iterator[tuple[Heard, Heard]]:

@@ -47,6 +47,11 @@ def sums(record: Record) -> tuple[int, int, int, int, int, int, int]:
     )
 
 
+def with_grams(record: Record, grams: bytes) -> Record:
+    replace = msgspec.structs.replace
+    return replace(record, episode=replace(record.episode, features=replace(record.episode.features, grams=grams)))
+
+
 def newest(records: Iterable[Record], limit: int) -> list[Record]:
     """At most `limit` records by the time they began, the newest first; of one second, the last written first."""
     found = list(records)[::-1]

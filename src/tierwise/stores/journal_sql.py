@@ -40,8 +40,8 @@ EPISODE_FIELDS = {
 def add_episodes(many: int) -> str:
     """So many episodes by one statement, which costs a third of one statement each. The first record of an episode
     stands, so that writing twice counts once."""
-    rows = ", ".join(["(?, ?, ?, ?)"] * many)
-    return f"INSERT INTO episodes (id, at_s, snapshot, record) VALUES {rows} ON CONFLICT (id) DO NOTHING"  # noqa: S608
+    rows = ", ".join(["(?, ?, ?, ?, ?)"] * many)
+    return f"INSERT INTO episodes (id, at_s, snapshot, record, grams) VALUES {rows} ON CONFLICT (id) DO NOTHING"  # noqa: S608
 
 
 # The hour's sums, kept as episodes are written so that no report has to read them all.
@@ -76,17 +76,17 @@ INSERT INTO snapshots (hash, at_s, data) VALUES (?, ?, ?) ON CONFLICT (hash) DO 
 """
 
 # One record by the id of its episode.
-READ_RECORD = "SELECT record FROM episodes WHERE id = ?"
+READ_RECORD = "SELECT record, grams FROM episodes WHERE id = ?"
 
 # Two ids at most that begin so. No letter comes after the last one of Unicode.
 READ_BEGINNING = "SELECT id FROM episodes WHERE id >= ?1 AND id <= ?1 || char(1114111) ORDER BY id LIMIT 2"
 
 # The newest records; of one second, the last written first.
-READ_RECENT = "SELECT id, record FROM episodes ORDER BY at_s DESC, rowid DESC LIMIT ?"
+READ_RECENT = "SELECT id, record, grams FROM episodes ORDER BY at_s DESC, rowid DESC LIMIT ?"
 
 # The oldest records of some time, from a place on: (at_s, rowid) of the last one that is known.
 READ_BETWEEN = """
-SELECT at_s, rowid, id, record FROM episodes
+SELECT at_s, rowid, id, record, grams FROM episodes
 WHERE at_s >= ?1 AND (at_s, rowid) > (?1, ?2) AND at_s < ?3 ORDER BY at_s, rowid LIMIT ?4
 """
 
@@ -107,7 +107,7 @@ READ_HEARD = "SELECT coalesce((SELECT MAX(rowid) FROM feedback), 0), coalesce((S
 
 # Episodes before some time of which something was said, by its numbers: (?1, ?2] of feedback, (?3, ?4] of shadows.
 READ_LATE = """
-SELECT id, record FROM episodes
+SELECT id, record, grams FROM episodes
 WHERE at_s < ?5 AND id IN (
     SELECT decision_id FROM feedback WHERE rowid > ?1 AND rowid <= ?2
     UNION SELECT decision_id FROM shadows WHERE rowid > ?3 AND rowid <= ?4 AND at_s < ?5
@@ -246,5 +246,10 @@ def create_shadows(connection: apsw.Connection) -> None:
     )
 
 
+def keep_grams_apart(connection: apsw.Connection) -> None:
+    """Made by the writer, when the record is text already. NULL: there are none, or they are in the record."""
+    connection.execute("ALTER TABLE episodes ADD COLUMN grams BLOB")
+
+
 # The schema's version is the number of these that a file has seen. Only ever add to the end.
-MIGRATIONS = (create_first_tables, read_columns_from_records, create_shadows)
+MIGRATIONS = (create_first_tables, read_columns_from_records, create_shadows, keep_grams_apart)

@@ -14,9 +14,10 @@ import msgspec
 from tierwise.core.budget import Budget, Charge, Denial, Hold
 from tierwise.core.episode import Failed, Replied, Told
 from tierwise.core.errors import Closed
+from tierwise.core.grams import grams
 from tierwise.core.ports import CLAIM_S, Claim, Feedback, Heard, Late, Record, Story
 from tierwise.core.request import Payer
-from tierwise.stores.journal_rows import RECENT_MAX, Total, newest, totals_of
+from tierwise.stores.journal_rows import RECENT_MAX, Total, newest, totals_of, with_grams
 from tierwise.stores.ledger.books import Books
 from tierwise.stores.ledger.reading import Reads
 
@@ -102,9 +103,11 @@ class MemoryJournal:
         self.dropped = 0  # what came after the end; to forget the oldest is what a ring is for
         self.last_error = ""
 
-    def write(self, record: Record) -> None:
+    def write(self, record: Record, words: str = "") -> None:
         if self._refuses() or record.episode.id in self._records:  # the first record of an episode stands
             return
+        if words:
+            record = with_grams(record, grams(words.casefold()))
         self._records[record.episode.id] = record
         if len(self._records) > self._limit:
             self._numbers.pop(self._records.popitem(last=False)[0], None)
