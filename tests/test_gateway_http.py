@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
+from collections import Counter
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -14,6 +16,8 @@ from tests.support.gateway import ADA, BOB, KEYS, Gateway, world
 from tests.support.upstream import FakeUpstream
 from tierwise.server import http as http_room
 from tierwise.server.guesses import Guesses
+
+OURS = ("tierwise", "uvicorn", "aiohttp.client")
 
 
 @pytest.fixture
@@ -30,6 +34,28 @@ async def gateway(tmp_path: Path, upstream: FakeUpstream) -> AsyncIterator[Gatew
 
 def untouched(gateway: Gateway, upstream: FakeUpstream) -> None:
     assert (gateway.ledger.holds, upstream.requests) == ([], [])
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_request_leaves_nothing_to_the_garbage_collector(gateway: Gateway, stream: bool) -> None:
+    """What waits for it keeps a request's body in memory, and looking for it costs milliseconds at once."""
+    body = json.dumps({**OPENAI.body(), "stream": stream}).encode()
+    many = 40
+    for _ in range(5):
+        await gateway.post("/v1/chat/completions", body)
+    gc.collect()
+    gc.disable()
+    gc.set_debug(gc.DEBUG_SAVEALL)
+    try:
+        for _ in range(many):
+            await gateway.post("/v1/chat/completions", body)
+        gc.collect()
+        left = Counter(type(each).__qualname__ for each in gc.garbage if type(each).__module__.startswith(OURS))
+    finally:
+        gc.set_debug(0)
+        gc.enable()
+        gc.garbage.clear()
+    assert left.total() < many, left
 
 
 # ------------------------------------------------------------------------------------------------ I4: size and time

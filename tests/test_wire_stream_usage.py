@@ -61,8 +61,8 @@ def test_usage_halves_of_a_message_are_merged_never_summed() -> None:
 def test_a_stream_without_usage_ends_with_our_own_count(caller: str) -> None:
     asked: list[Usage | None] = []
 
-    def ours(usage: Usage | None, served: str) -> wire.Bill:
-        asked.append(usage)
+    def ours(meter: wire.Meter) -> wire.Bill:
+        asked.append(meter.usage)
         return wire.Bill(cost_usd=0.5, decision="d", model="m", usage=Usage(input_tokens=3, output_tokens=4))
 
     request = chat() if caller == "openai_chat" else message()

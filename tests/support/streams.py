@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from tierwise import wire
-from tierwise.core.money import Usage
 from tierwise.core.request import Request
 
 STREAMS = Path(__file__).parent.parent / "golden" / "streams"
@@ -30,7 +29,7 @@ def message(**fields: Any) -> Request:
     return wire.codec("anthropic").read(json.dumps(body | fields).encode(), {})
 
 
-def bill(usage: Usage | None, served: str) -> wire.Bill:
+def bill(meter: wire.Meter) -> wire.Bill:
     return wire.Bill(cost_usd=0.25, decision="d1", model="acme/large", baseline_usd=1.0, saved_usd=0.75)
 
 

@@ -10,7 +10,7 @@ from tierwise import wire
 from tierwise.core.request import Request
 
 USAGE = {"prompt_tokens": 10, "completion_tokens": 5, "total_tokens": 15}
-BILL = bill(None, "")
+BILL = bill(wire.Meter())
 
 
 def completion(content: Any = "Hello", finish: str | None = "stop", usage: Any = USAGE, **message: Any) -> bytes:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import time
+from functools import partial
 
 import msgspec
 
@@ -21,7 +22,7 @@ from tierwise.routing.attempts import Attempt, is_told, since_ms
 from tierwise.routing.books import Books
 from tierwise.routing.ratios import Measured
 from tierwise.routing.trace import Trace
-from tierwise.wire.contract import Bill, Garbled, Sent
+from tierwise.wire.contract import Bill, Garbled, Meter, Sent
 from tierwise.wire.sources import MAX_KEPT_CHARACTERS
 
 # No tokenizer packs more characters into a token over a long text. A stream that is longer than its ceiling allows even
@@ -59,7 +60,8 @@ class Streamed:
         self._ended = False
         self._last = False
         provider = trace.snapshot.catalogue.providers[attempt.model.provider]
-        self._relay = wire.relay(trace.request, wire.wire_of(provider, sent.path), self._bill, strip_logprobs=False)
+        bill = partial(_bill, trace, attempt)  # and no method: a relay that led back here would wait for the collector
+        self._relay = wire.relay(trace.request, wire.wire_of(provider, sent.path), bill, strip_logprobs=False)
         self._sent = sent
         ceiling = attempt.call.max_tokens or trace.episode.features.max_tokens or attempt.model.max_output_tokens
         total = (ceiling + trace.episode.features.reasoning_tokens) * trace.episode.features.n
@@ -103,7 +105,7 @@ class Streamed:
             self._drop()
             usage = self._relay.meter.usage
             if usage is None or not (self._relay.meter.done and is_told(usage, wrote=False)):
-                usage = self._partial(self._attempt.unread(received))
+                usage = _partial(self._attempt, self._relay.meter, self._attempt.unread(received))
             raise UpstreamError("garbled", str(error), status=200, usage=usage) from None
         except BaseException:
             self._drop()
@@ -170,7 +172,7 @@ class Streamed:
     def _checkpoint(self) -> None:
         """What is charged at least, should this process die now."""
         self._checkpoint_at = time.monotonic() + CHECKPOINT_S
-        self._attempt.checkpoint(self._partial(self._relay.meter.output_characters // 4))
+        self._attempt.checkpoint(_partial(self._attempt, self._relay.meter, self._relay.meter.output_characters // 4))
 
     async def _too_much(self) -> bool:
         """Whether the ceiling is ignored. Only what is new is counted, and not again before there could be too much."""
@@ -223,18 +225,10 @@ class Streamed:
             written = max(self._attempt.written(whole), 1 if self._relay.meter.output_characters else 0)
             if unread := self._relay.meter.unread_bytes:
                 written = max(written, self._attempt.unread(written + unread))
-            self._settle(self._partial(written), status, code)
+            self._settle(_partial(self._attempt, self._relay.meter, written), status, code)
         finally:
             self._attempt.abandon()
             self._books.leave()
-
-    def _partial(self, output_tokens: int) -> Usage:
-        """The usage of a stream that did not say its own to the end: what it said of the input, and our count of the
-        output, or the provider's where that is higher."""
-        said = self._relay.meter.usage or Usage()
-        read = said.input_tokens if said.prompt_tokens else self._attempt.expected_input
-        more = max(0, output_tokens - said.completion_tokens)
-        return msgspec.structs.replace(said, input_tokens=read, output_tokens=said.output_tokens + more, estimated=True)
 
     def _settle(self, usage: Usage, status: Status, code: str) -> None:
         meter, call = self._relay.meter, self._attempt.call
@@ -262,19 +256,28 @@ class Streamed:
             self._books.shadows.follow(self.trace, self._attempt.ledger, text)
         self._books.end(self.trace, status, code)
 
-    def _bill(self, usage: Usage | None, served: str) -> Bill:
-        """What the last chunk says of the money. Settled figures are the same, but for streams that tell no usage."""
-        meter = self._relay.meter
-        if usage is None or not usage.prompt_tokens:
-            usage = self._partial(meter.output_characters // 4 + 1)
-        episode = self.trace.episode
-        priced = self._attempt.priced(usage, served, meter.service)
-        if episode.money.left_nano is not None:  # what is still held for this call is about to become its cost
-            left = self._attempt.ledger.left_nano(episode.payer, episode.hints) or 0
-            self.trace.left_nano = max(left + self._attempt.call.worst_case_nano - (priced.cost_nano or 0), 0)
-        bill = self.trace.bill(priced)
-        # A short stream is billed with its first chunk, before the trace knows that this model is the one.
-        return msgspec.structs.replace(bill, model=self._attempt.model.id)
+
+def _partial(attempt: Attempt, meter: Meter, output_tokens: int) -> Usage:
+    """The usage of a stream that did not say its own to the end: what it said of the input, and our count of the
+    output, or the provider's where that is higher."""
+    said = meter.usage or Usage()
+    read = said.input_tokens if said.prompt_tokens else attempt.expected_input
+    more = max(0, output_tokens - said.completion_tokens)
+    return msgspec.structs.replace(said, input_tokens=read, output_tokens=said.output_tokens + more, estimated=True)
+
+
+def _bill(trace: Trace, attempt: Attempt, meter: Meter) -> Bill:
+    """What the last chunk says of the money. Settled figures are the same, but for streams that tell no usage."""
+    usage = meter.usage
+    if usage is None or not usage.prompt_tokens:
+        usage = _partial(attempt, meter, meter.output_characters // 4 + 1)
+    episode = trace.episode
+    priced = attempt.priced(usage, meter.served, meter.service)
+    if episode.money.left_nano is not None:  # what is still held for this call is about to become its cost
+        left = attempt.ledger.left_nano(episode.payer, episode.hints) or 0
+        trace.left_nano = max(left + attempt.call.worst_case_nano - (priced.cost_nano or 0), 0)
+    # A short stream is billed with its first chunk, before the trace knows that this model is the one.
+    return msgspec.structs.replace(trace.bill(priced), model=attempt.model.id)
 
 
 _STOPS = ("end", "length", "tool_use", "stop_sequence", "refusal", "filtered", "error")

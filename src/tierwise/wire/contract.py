@@ -138,7 +138,7 @@ class Codec(Protocol):
         ...
 
 
-Annotate = Callable[[Usage | None, str], Bill]
+Annotate = Callable[[Meter], Bill]
 
 # The functions that router and server call (implemented in `wire/__init__.py`):
 #   codec(name: str) -> Codec

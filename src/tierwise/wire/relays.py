@@ -182,7 +182,7 @@ class OpenAIPass(_Base):
         self.meter.done = self._over = True
 
     def _usage_chunk(self) -> bytes:
-        bill = self._bill(self.meter.usage, self.meter.served)
+        bill = self._bill(self.meter)
         usage = self._usage(bill)
         held = self._held
         tree = msgspec.json.decode(held["usage"]) if held is not None else to_openai(usage)
@@ -243,7 +243,7 @@ class AnthropicPass(_Base):
 
     def _annotated(self, data: bytes) -> bytes:
         fields: dict[str, Any] = dict(raw_fields(data))
-        bill = self._bill(self.meter.usage, self.meter.served)
+        bill = self._bill(self.meter)
         usage = self._usage(bill)
         given = fields.get("usage")
         tree: Json = msgspec.json.decode(given) if given is not None else {}
@@ -293,7 +293,7 @@ class Translation(_Base):
         return self._source.complete
 
     def _end(self, out: list[bytes]) -> None:
-        bill = self._bill(self.meter.usage, self.meter.served)
+        bill = self._bill(self.meter)
         out.append(self._sink.end(self._usage(bill), bill))
         self.meter.done = self._over = True
 
