@@ -20,9 +20,9 @@ from tierwise.core.ports import Feedback, Record
 from tierwise.core.request import Payer
 from tierwise.stores import journal as sqlite
 from tierwise.stores import journal_sql
-from tierwise.stores.journal import SqliteJournal
+from tierwise.stores.gathered import Gathered
+from tierwise.stores.journal import ENCODED_AT_ONCE, SqliteJournal
 from tierwise.stores.journal_rows import Total, with_grams
-from tierwise.stores.journal_words import AT_ONCE, Wordy
 from tierwise.stores.memory import JOURNAL_SNAPSHOTS_KEPT, MemoryJournal
 
 DAY_S = 86_400
@@ -62,7 +62,7 @@ async def test_what_was_written_is_read_back_whole(journal: Any) -> None:
     assert (journal.dropped, journal.last_error) == (0, "")
 
 
-@pytest.mark.parametrize("many", [1, AT_ONCE - 1, AT_ONCE, 2 * AT_ONCE + 1])
+@pytest.mark.parametrize("many", [1, ENCODED_AT_ONCE - 1, ENCODED_AT_ONCE, 9 * ENCODED_AT_ONCE + 1])
 async def test_of_words_their_grams_are_kept_and_nothing_else(journal: Any, many: int) -> None:
     texts = [f"Zanzibar number {n} Quagga {'grows ' * n}" for n in range(many)]
     for n, text in enumerate(texts):
@@ -78,31 +78,26 @@ async def test_of_words_their_grams_are_kept_and_nothing_else(journal: Any, many
         assert b"uagga" not in texts_of(journal.path).lower()
 
 
-def test_rows_that_wait_for_their_grams_are_handed_on_once_each_whoever_asks() -> None:
-    class Row:
-        grams: bytes | None = None
-
-    handed: list[Row] = []
-    wordy: Wordy[Row] = Wordy(handed.append)
-    rows = [Row() for _ in range(2_000)]
+def test_what_is_gathered_is_handed_on_once_each_whoever_asks() -> None:
+    handed: list[int] = []
+    gathered: Gathered[int] = Gathered(handed.extend, 7)
     done = threading.Event()
 
     def flush() -> None:
         while not done.is_set():
-            wordy.flush()
+            gathered.flush()
 
     others = [threading.Thread(target=flush) for _ in range(3)]
     for other in others:
         other.start()
-    for n, row in enumerate(rows):
-        wordy.add(row, f"word {n}")
-    wordy.flush()
+    for n in range(5_000):
+        gathered.add(n)
+    gathered.flush()
+    assert handed == list(range(5_000)), "in their order, and all of them by now"
     done.set()
     for other in others:
         other.join()
-    assert len(handed) == len(rows)
-    assert set(map(id, handed)) == set(map(id, rows))
-    assert [row.grams for row in rows] == [grams(f"word {n}") for n in range(2_000)]
+    assert len(handed) == 5_000
 
 
 @pytest.mark.parametrize(

@@ -22,11 +22,12 @@ import msgspec
 
 from tierwise.core.episode import Failed, Replied, Told
 from tierwise.core.errors import Closed, TierwiseError
+from tierwise.core.grams import grams_of
 from tierwise.core.ports import Feedback, Heard, Late, Record, Story
 from tierwise.stores import journal_sql as sql
+from tierwise.stores.gathered import Gathered
 from tierwise.stores.journal_reads import ALL, Reader, steps
 from tierwise.stores.journal_rows import HOUR_S, RECENT_MAX, Total, counts, sums
-from tierwise.stores.journal_words import Wordy
 from tierwise.stores.ledger.windows import DAY_S
 from tierwise.stores.sqlite_file import open_file, transaction
 
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 
 BATCH_ROWS = 512  # rows in one transaction
 MANY = 64  # rows in one statement
+ENCODED_AT_ONCE = 8  # records; more would keep a request waiting
 GATHER_S = 0.2  # how long the writer lets rows gather after the first; a reader cuts it short
 FORGET_EVERY_S = 3_600.0
 FORGET_ROWS = 500  # deleted at once, so that writing does not wait long behind it
@@ -81,7 +83,7 @@ class _Shadow(msgspec.Struct, frozen=True):
     data: str
 
 
-class _Row(msgspec.Struct, gc=False):
+class _Row(msgspec.Struct, frozen=True, gc=False):
     """A record as it goes into the file: text that holds on to nothing, where a record would keep a request's objects
     alive for the collector to walk through."""
 
@@ -89,9 +91,9 @@ class _Row(msgspec.Struct, gc=False):
     at_s: int
     snapshot: str
     record: str
+    grams: bytes | None  # that are not in the record
     place: tuple[int, str, str]  # the hour, model and team whose sums it adds to
     amounts: tuple[int, ...]  # () for a record that does not count
-    grams: bytes | None = None  # that are not in the record
 
 
 _Thing = _Row | Feedback | _Snapshot | _Shadow
@@ -125,7 +127,7 @@ class SqliteJournal:
         self._awake = threading.Event()
         self._hurry = threading.Event()
         self._counting = threading.Lock()
-        self._wordy: Wordy[_Row] = Wordy(self._put)
+        self._written: Gathered[tuple[Record, str]] = Gathered(self._encoded, ENCODED_AT_ONCE)
         self._is_closed = False
         self._encode = msgspec.json.Encoder().encode
         self._reader = Reader(partial(self._lost, 0))
@@ -136,22 +138,27 @@ class SqliteJournal:
     # -------------------------------------------------------------------------------------------- writing
 
     def write(self, record: Record, words: str = "") -> None:
-        """Encoded here and not by the writer: one call that nothing interrupts is cheaper than two threads that take
-        turns, and no request waits for the other's."""
-        episode = record.episode
-        try:
-            text = self._encode(record).decode()
-        except (TypeError, ValueError, OverflowError, RecursionError) as error:
-            self._lost(1, f"a record cannot be written: {error}")
+        """Some are encoded at once, and what numpy does for their words costs mostly its calls. Here and not by the
+        writer, as long as many come: two threads that take turns cost more, and keep requests waiting."""
+        if self._is_closed:
+            self._lost(1, "the journal is closed")
             return
-        place = (episode.at_s // HOUR_S, record.outcome.routed, episode.payer.team)
-        amounts = sums(record) if counts(record) else ()
-        row = _Row(episode.id, episode.at_s, episode.snapshot, text, place, amounts)
-        if words and not self._is_closed:
-            self._wordy.add(row, words)
+        self._written.add((record, words))
+        if not self._awake.is_set():
             self._awake.set()
-        else:
-            self._put(row)
+
+    def _encoded(self, written: list[tuple[Record, str]]) -> None:
+        kept = grams_of([words.casefold() for _, words in written])
+        for (record, _), grams in zip(written, kept, strict=True):
+            episode = record.episode
+            try:
+                text = self._encode(record).decode()
+            except (TypeError, ValueError, OverflowError, RecursionError) as error:
+                self._lost(1, f"a record cannot be written: {error}")
+                continue
+            place = (episode.at_s // HOUR_S, record.outcome.routed, episode.payer.team)
+            amounts = sums(record) if counts(record) else ()
+            self._put(_Row(episode.id, episode.at_s, episode.snapshot, text, grams or None, place, amounts))
 
     def feedback(self, feedback: Feedback) -> None:
         self._put(feedback)
@@ -267,7 +274,7 @@ class SqliteJournal:
         """Write what is waiting, then let go of the file. Closing twice is closing once."""
         if self._is_closed:
             return
-        self._wordy.flush()
+        self._written.flush()
         self._is_closed = True
         stop = _Stop(lambda _: None, asyncio.get_running_loop().create_future())
         self._push(stop)
@@ -286,7 +293,7 @@ class SqliteJournal:
             raise TierwiseError(f"the journal {self.path} cannot be read: {error}") from error
 
     def _push(self, ask: _Ask) -> None:
-        self._wordy.flush()
+        self._written.flush()
         self._queue.append(ask)
         self._hurry.set()
         self._awake.set()
@@ -300,7 +307,7 @@ class SqliteJournal:
             self._awake.clear()
             self._hurry.wait(GATHER_S)
             self._hurry.clear()
-            self._wordy.flush()
+            self._written.flush()
             stop = self._empty_queue()
             if stop is not None:
                 self._end(stop)
