@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import random
+import string
+from collections import Counter
 
 import pytest
 from hypothesis import given
@@ -27,8 +30,10 @@ def test_a_guess_is_a_slip_of_a_slip_and_always_suspected(slip: str, at: int, pu
         near += [word[:i] + word[i + 1 :] for i in range(len(word))]
     cue = next((known.typos[each] for each in near if each in known.typos), None)
     assert lexicon.guess(word, known) == cue
-    if cue and word not in known.words and len(word) in GUESSED:
+    unknown = word not in known.words and len(word) in GUESSED
+    if cue and unknown:
         assert lexicon.suspects([word], known) == [word]
+    assert lexicon.meant(word) == (cue if unknown else None)
 
 
 def test_no_sum_of_cues_leaves_its_bits() -> None:
@@ -38,7 +43,10 @@ def test_no_sum_of_cues_leaves_its_bits() -> None:
     assert (tasks.HEAD_WORDS + tasks.TAIL_WORDS) * 4 * greatest <= lexicon.MOST
     assert len(known.words) * greatest <= lexicon.MOST
     for word, cue in known.words.items():
-        told = lexicon.unpacked(known.aims.get(word, 0) + known.marks.get(word, 0))
+        both, ordered = known.pairs.get(word) or known.aims.get(word, (0, 0))
+        told = lexicon.unpacked(both if " " in word else both + known.told[word] & lexicon.SLOT_BITS)
+        orders = {slot: weight for slot, weight in cue if slot < len(lexicon.TASKS) and weight >= lexicon.ORDER}
+        assert {slot: weight for slot, weight in enumerate(lexicon.unpacked(ordered)) if weight} == orders
         assert {slot: weight for slot, weight in enumerate(told) if weight} == dict(cue)
 
 
@@ -55,6 +63,7 @@ def test_cues_add_up_word_by_word(pieces: int, seed: int) -> None:
         "step by",
         "key points",
         "table",
+        *dice.sample(sorted(known.watched), 2),
     ]
     said = [word for _ in range(pieces) for word in dice.choice(few).split()]
     last = max(first, len(said) - tasks.TAIL_WORDS)
@@ -73,7 +82,10 @@ def test_cues_add_up_word_by_word(pieces: int, seed: int) -> None:
         for slot, weight in known.words[word]:
             body[slot] += weight
     caps = {"depth": 5, "limits": 6, "math": 8, "program": 8, **dict.fromkeys(lexicon.LANGUAGES, 1_000)}
-    assert tasks._sum(said) == [sums[i] + min(caps.get(slot, 0), body[i]) for i, slot in enumerate(lexicon.SLOTS)]
+    assert tasks._sum(said) == (
+        [sums[i] + min(caps.get(slot, 0), body[i]) for i, slot in enumerate(lexicon.SLOTS)],
+        known.watched.intersection(said),
+    )
 
 
 @given(st.text() | st.text("a\n \t\x1c\x85\xa0\u2003\u3000é", max_size=60))
@@ -81,10 +93,55 @@ def test_words_are_single_spaced_as_split_and_join_would(own: str) -> None:
     assert text.single_spaced(own) == " ".join(own.split())
 
 
-@given(st.text(alphabet="ab., \n\té。", max_size=80))
-def test_sentences_and_clauses_are_counted_with_the_tokens(own: str) -> None:
-    counts = text.count(own)
-    assert (counts.stops, counts.commas) == (own.count(". "), own.count(", "))
+LETTERS, NUMERALS, MARKS = (string.ascii_letters.encode(), string.digits.encode(), string.punctuation.encode())
+
+
+@given(
+    st.text()
+    | st.text("aB1 \n\t.,-*{é日\ud800\x00😀", max_size=60)
+    | st.builds(str.__mul__, st.text("a1 \n.,-é", max_size=9), st.sampled_from([900, 8_192, 10_000]))
+)
+def test_what_is_counted_all_at_once_is_what_a_loop_counts(own: str) -> None:
+    """The plain way: each byte, and the byte before it."""
+    counted: Counter[str] = Counter()
+    data = own.encode("utf-8", "surrogatepass")
+    for before, byte in itertools.pairwise(b"\0" + data):
+        for name, kind in (("letters", LETTERS), ("digits", NUMERALS), ("marks", MARKS)):
+            counted[name] += byte in kind
+            counted[f"{name} runs"] += byte in kind and before not in kind and not (kind is LETTERS and before >= 128)
+        counted["capitals"] += 65 <= byte <= 90
+        counted["symbols"] += byte in b"{}();=<>[]_\\|&`"
+        counted["stops"] += (before, byte) == (ord("."), 32)
+        counted["commas"] += (before, byte) == (ord(","), 32)
+        counted["lines"] += byte == 10 and before != 10
+        counted["indents"] += before == 10 and byte in b" \t"
+        counted["items"] += before == 10 and byte in b"-*0123456789"
+    found = text.count(own)
+    names = ("capitals", "letters", "symbols", "stops", "commas", "lines", "indents", "items")
+    assert [getattr(found, name) for name in names] == [counted[name] for name in names]
+    assert found.digit_runs == counted["digits runs"]
+    by_script = Counter(data.translate(text._LEADS))
+    assert found.leads == (() if own.isascii() else tuple(by_script[ord(lead)] for lead, _ in text._LEAD_TOKENS))
+    tokens = (
+        text._RUN * counted["letters runs"]
+        + text._LETTER * counted["letters"]
+        + text._LONG * max(0, counted["letters"] - text._LONG_RUN * counted["letters runs"])
+        + text._CAPITAL * counted["capitals"]
+        + text._DIGIT_RUN * counted["digits runs"]
+        + text._DIGIT * counted["digits"]
+        + text._MARK_RUN * counted["marks runs"]
+        + text._MARK * counted["marks"]
+        + text._LINE * counted["lines"]
+        + text._INDENT * counted["indents"]
+        + sum(by_script[ord(lead)] * weight for lead, weight in text._LEAD_TOKENS)
+    )
+    assert found.tokens == pytest.approx(tokens)
+
+
+@given(st.lists(st.text(max_size=9) | st.builds(str.__mul__, st.text("aé", max_size=3), st.integers(0, 3_000))))
+def test_a_digest_made_piece_by_piece_is_the_digest_of_the_whole(parts: list[str]) -> None:
+    data = "\x1f".join(parts).encode("utf-8", "surrogatepass")
+    assert text.digest(*parts) == hashlib.blake2b(data, digest_size=8).hexdigest()
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.test_estimate import ROUTES, UNSEEN, tier_of
-from tierwise.core import lexicon, text
+from tierwise.core import features, lexicon, text
 from tierwise.core.features import LAST_READ, SYSTEM_READ, extract
 from tierwise.core.request import Features, Prompt, Turn
 from tierwise.core.templates import TEMPLATES
@@ -328,6 +328,18 @@ def test_the_template_is_the_skeleton_and_the_system_hash_the_whole() -> None:
     }
     assert len(different) == 3
     assert of("hello").template_hash == of("hello").system_hash == ""
+
+
+def test_what_is_kept_of_system_prompts_is_bounded() -> None:
+    """One at its longest is; several of that length together are read anew, and come out the same."""
+    long = [Turn("system", letter * 40_000) for letter in "ab"]
+    features._system.cache_clear()
+    first = of(long[0], Turn("user", "hello"))
+    assert features._system.cache_info().currsize == 1
+    assert of(long[0], Turn("user", "hello")) == first
+    both = of(*long, Turn("user", "hello"))
+    assert features._system.cache_info().currsize == 2  # the two by themselves, for their tokens
+    assert of(*long, Turn("user", "hello")) == both != first
 
 
 def test_media_count_in_tokens_and_their_bytes_do_not() -> None:

@@ -10,13 +10,14 @@ import functools
 import math
 import re
 from collections.abc import Set
+from typing import Any
 
 import msgspec
 
-from tierwise.core import tasks, templates
+from tierwise.core import lexicon, tasks, templates
 from tierwise.core.grams import grams
 from tierwise.core.request import Features, Prompt, Turn
-from tierwise.core.text import Counts, count, digest, ends, scripts, single_spaced, squash, words
+from tierwise.core.text import Counts, count, digest, ends, hashed, scripts, single_spaced, squash, words
 
 # Characters that are read of one text: beginning, end.
 LAST_READ = (6_000, 2_000)
@@ -47,14 +48,11 @@ DOCUMENT_BOUND = 300_000
 TOOLS_BOUND, PROMPT_BOUND = 800, 16
 
 
-_NO_DIGITS = dict.fromkeys(map(ord, "0123456789"))
-
-
 class _Text(msgspec.Struct, frozen=True):
     """What was read of the turns. `last`: the last user message, or the last of all when there is none."""
 
     last: str
-    system: str
+    system: _System
     before: str  # the user's message before the last
     unread: int  # characters of the last message that are not in `last`
     counts: Counts  # of `last`
@@ -66,20 +64,19 @@ class _Text(msgspec.Struct, frozen=True):
 def extract(prompt: Prompt, keywords: tuple[str, ...] = (), *, with_grams: bool = False) -> Features:
     """Everything that `decide` may know of the prompt. Never raises, whatever the text; depends on nothing else."""
     text = _read(prompt.turns)
-    folded, system = text.last.casefold(), _system(text.system)
+    folded, system = text.last.casefold(), text.system
     own = words(folded)
-    spoken = _WATCHED.intersection(own)
-    before = words(text.before.casefold())
-    seen = tasks.read(prompt, text.last, own, spoken, text.counts, system.orders, before)
-    template = templates.find(system.triggers | templates.triggers(spoken), system.folded, folded)
-    system_text = _whole(prompt.turns, "system")
+    # A system prompt alone is the message itself.
+    beside = system if len(prompt.turns) > 1 else _system("", 0)
+    seen = tasks.read(prompt, text.last, own, text.counts, beside.orders, text.before)
+    template = templates.find(beside.triggers | templates.triggers(seen.watched), beside.folded, folded)
     return Features(
         input_tokens=_tokens(prompt, text),
         input_bound_tokens=_bound(prompt),
         characters=text.characters,
         turns=len(prompt.turns),
-        system_hash=digest(system_text, str(_length(prompt.turns, "system"))) if system_text else "",
-        template_hash=_template_hash(prompt, system_text, template.name if template else ""),
+        system_hash=system.digest,
+        template_hash=_template_hash(prompt, system, template.name if template else ""),
         intent_hash=_intent_hash(folded, text.unread),
         template=template.name if template else "",
         tools=len(prompt.tools),
@@ -90,10 +87,10 @@ def extract(prompt: Prompt, keywords: tuple[str, ...] = (), *, with_grams: bool 
         documents=prompt.documents,
         code=seen.code,
         math=seen.math,
-        languages=tuple(dict.fromkeys((*scripts(text.counts), *seen.languages)))[:3],
+        languages=_languages(text.counts, seen.languages),
         depth=seen.depth,
         constraints=seen.constraints,
-        wanted_tokens=_wanted_tokens(folded, spoken),
+        wanted_tokens=_wanted_tokens(folded, seen.watched),
         ambiguity=seen.ambiguity,
         complexity=_complexity(prompt, seen, text.last_tokens),
         task=template.task if template and not prompt.forced_tool else seen.task,
@@ -113,17 +110,31 @@ def extract(prompt: Prompt, keywords: tuple[str, ...] = (), *, with_grams: bool 
 class _System(msgspec.Struct, frozen=True):
     """What a system prompt says. Nearly every request of a workload brings the same one, so it is read once."""
 
-    folded: str
-    triggers: frozenset[str]
-    orders: tuple[tuple[int, int], ...]
-    tokens: float
+    folded: str = ""  # as far as it is read
+    triggers: frozenset[str] = frozenset()
+    orders: tuple[tuple[int, int], ...] = ()
+    tokens: float = 0.0
+    digest: str = ""
+    skeleton: Any = None  # hashed without digits, so that a date or a counter does not make a new workload every day
 
 
 @functools.lru_cache(maxsize=SYSTEMS_KEPT)
-def _system(read: str) -> _System:
+def _system(text: str, length: int) -> _System:
+    """Of the whole text, bounded for hashing, and its length without bound."""
+    skeleton = hashed(text.encode("utf-8", "surrogatepass").translate(None, b"0123456789"))
+    if not text:
+        return _System(skeleton=skeleton)
+    read = ends(text, *SYSTEM_READ)
     folded = read.casefold()
     found = words(folded)
-    return _System(folded, templates.triggers(found), tasks.orders(found), count(read).tokens)
+    return _System(
+        folded=folded,
+        triggers=templates.triggers(found),
+        orders=tasks.orders(found),
+        tokens=count(read).tokens,
+        digest=digest(text, str(length)),
+        skeleton=skeleton,
+    )
 
 
 def _read(turns: tuple[Turn, ...]) -> _Text:
@@ -132,7 +143,7 @@ def _read(turns: tuple[Turn, ...]) -> _Text:
         last = ends(text, *LAST_READ)
         counts = count(last)
         tokens = _scaled(counts.tokens, last, text)
-        return _Text(last, "", "", len(text) - len(last), counts, tokens, tokens, len(text))
+        return _Text(last, _said(turns), "", len(text) - len(last), counts, tokens, tokens, len(text))
     characters = sum([len(turn.text) for turn in turns])
     users = _users(turns)
     at = users[0] if users else len(turns) - 1
@@ -140,20 +151,22 @@ def _read(turns: tuple[Turn, ...]) -> _Text:
     last = ends(whole, *LAST_READ)
     counts = count(last)
     last_tokens = _scaled(counts.tokens, last, whole)
-    system = ends(_whole(turns, "system"), *SYSTEM_READ)
     tokens, covered = last_tokens, len(whole)
     for index in (*range(min(2, len(turns))), *range(max(2, len(turns) - TURNS_READ), len(turns))):
         if index != at:
-            ordered = turns[index].role == "system"
-            part = ends(turns[index].text, *(SYSTEM_READ if ordered else TURN_READ))
-            tokens += _scaled(_system(part).tokens if ordered else count(part).tokens, part, turns[index].text)
-            covered += len(turns[index].text)
+            own = turns[index].text
+            if turns[index].role == "system":
+                tokens += _scaled(_system(ends(own, *HASHED), len(own)).tokens, ends(own, *SYSTEM_READ), own)
+            else:
+                part = ends(own, *TURN_READ)
+                tokens += _scaled(count(part).tokens, part, own)
+            covered += len(own)
     if covered and covered < characters:
         tokens *= characters / covered
     elif covered < characters:
         tokens = characters / 4
     before = turns[users[1]].text[: TURN_READ[0]] if len(users) > 1 else ""
-    return _Text(last, system, before, len(whole) - len(last), counts, tokens, last_tokens, characters)
+    return _Text(last, _said(turns), before, len(whole) - len(last), counts, tokens, last_tokens, characters)
 
 
 def _users(turns: tuple[Turn, ...]) -> list[int]:
@@ -171,31 +184,34 @@ def _scaled(tokens: float, read: str, whole: str) -> float:
     return tokens if len(read) >= len(whole) else tokens * len(whole) / len(read)
 
 
-def _whole(turns: tuple[Turn, ...], role: str) -> str:
-    """The texts of this role among the first turns, bounded for hashing."""
-    found = [ends(turn.text, *HASHED) for turn in turns[:8] if turn.role == role]
-    return found[0] if len(found) == 1 else "\n".join(found)
+def _said(turns: tuple[Turn, ...]) -> _System:
+    """The system prompt: all that is among the first turns."""
+    found = [turn.text for turn in turns[:8] if turn.role == "system"]
+    if not found:
+        return _system("", 0)
+    text = _whole(found)
+    # Several long ones together are not kept, so that what is kept has a bound.
+    read = _system if len(text) <= sum(HASHED) + 1 else _system.__wrapped__
+    return read(text, sum(map(len, found)))
 
 
-def _length(turns: tuple[Turn, ...], role: str) -> int:
-    return sum([len(turn.text) for turn in turns[:8] if turn.role == role])
+def _whole(texts: list[str]) -> str:
+    """Of a system prompt, bounded for hashing."""
+    return "\n".join([ends(text, *HASHED) for text in texts])
 
 
 # "5,000 words", "800-word": the unit is looked for first, for a pattern that begins with a digit tries every character.
 _LENGTH = re.compile(r"(?<![\d.,])(\d{1,3}[.,]\d{3}|\d{2,5})[ -](?:words?\b|wörter|worte\b|mots\b|palabras\b|parole\b)")
-_UNITS = ("word", "wörter", "worte", "mots", "palabras", "parole")
-_UNIT_WORDS = frozenset((*_UNITS, "words"))
-_WATCHED = templates.TRIGGERS | tasks.CHOICES | _UNIT_WORDS  # words without which there is nothing to look for
 _AROUND = (9, 10)  # characters before a unit and from it on that the pattern needs, one more at each end
 TOKENS_PER_WORD = 1.4
 
 
-def _wanted_tokens(folded: str, spoken: Set[str]) -> int:
+def _wanted_tokens(folded: str, watched: Set[str]) -> int:
     """Of "write 5,000 words": the highest number of words that is named. A text of that length may be meant as material
     as well; then it is in the prompt, and longer than the number."""
     most = 0
     # Beyond ASCII other signs end a word than `words` knows.
-    for unit in _UNIT_WORDS & spoken if folded.isascii() else _UNITS:
+    for unit in lexicon.UNIT_WORDS & watched if folded.isascii() else lexicon.UNITS:
         at = folded.find(unit, 3)
         while at >= 0:
             if folded[at - 2].isdigit():
@@ -232,11 +248,19 @@ def _bound(prompt: Prompt) -> int:
     return bound
 
 
-def _template_hash(prompt: Prompt, system: str, template: str) -> str:
-    if not (system or prompt.tools or prompt.schema_hash or template):
+def _template_hash(prompt: Prompt, system: _System, template: str) -> str:
+    if not (system.digest or prompt.tools or prompt.schema_hash or template):
         return ""
-    # Without digits, so that a date or a counter in the system prompt does not make a new workload every day.
-    return digest(system.translate(_NO_DIGITS), *sorted(prompt.tools), prompt.schema_hash, prompt.structured, template)
+    found = system.skeleton.copy()
+    for part in (*sorted(prompt.tools), prompt.schema_hash, prompt.structured, template):
+        found.update(f"\x1f{part}".encode("utf-8", "surrogatepass"))
+    skeleton: str = found.hexdigest()
+    return skeleton
+
+
+def _languages(counts: Counts, spoken: tuple[str, ...]) -> tuple[str, ...]:
+    """By script and by stop words."""
+    return tuple(dict.fromkeys((*scripts(counts), *spoken)))[:3] if counts.leads else spoken
 
 
 def _intent_hash(folded: str, unread: int) -> str:
@@ -272,7 +296,8 @@ def _found(turns: tuple[Turn, ...], keywords: tuple[str, ...]) -> tuple[str, ...
     """The keywords that the system prompt or the last message contains as whole words, casefolded and sorted."""
     wanted = _prepared(keywords)
     last = next((turn.text for turn in turns[:-200:-1] if turn.role == "user"), turns[-1].text if turns else "")
-    texts = [ends(text, *KEYWORD_READ).casefold() for text in (last, _whole(turns, "system")) if text]
+    said = _whole([turn.text for turn in turns[:8] if turn.role == "system"])
+    texts = [ends(text, *KEYWORD_READ).casefold() for text in (last, said) if text]
     spaced = [single_spaced(text) for text in texts]
     return tuple(keyword for keyword in wanted if any(_contains(text, keyword) for text in spaced))
 

@@ -12,6 +12,8 @@ import struct
 
 import msgspec
 
+from tierwise.core import templates
+
 TASKS = (
     *("greeting", "extraction", "classification", "summarisation", "translation", "code"),
     *("reasoning", "creative", "moderation", "tool_use"),
@@ -180,6 +182,12 @@ STEM_ROWS: tuple[tuple[str, int, str], ...] = (
     ("depth", 3, "почему сравни проанализируй 왜 비교 분석"),
 )
 
+# Words without which something of `tasks` or `features` need not be looked for: a choice that the reader is left with,
+# the unit of a length that is asked for.
+CHOICES = frozenset(("or", "oder", "ou"))
+UNITS = ("word", "wörter", "worte", "mots", "palabras", "parole")
+UNIT_WORDS = frozenset((*UNITS, "words"))
+
 Cue = tuple[tuple[int, int], ...]  # (index in SLOTS, weight)
 ORDER = 6  # the least weight of an order; what is lighter is a noun that may stand anywhere
 GUESSED_LETTERS = 5  # shorter words have too many honest neighbours to guess at
@@ -187,14 +195,18 @@ LONGEST_GUESS = 16
 
 
 class Lexicon(msgspec.Struct, frozen=True):
-    """The tables. Three of them hold cues packed into one number, so that `sum` and `map` add up what many words say:
-    a third of the time that it takes to go through them one by one."""
+    """The tables. Some hold cues packed into one number, so that `sum` and `map` add up what many words say: a third of
+    the time that it takes to go through them one by one.
+
+    What most words need is in one table. Among other work, tables of this size are no longer near the processor when
+    the next request comes, and each one that is looked into for each word costs a wait."""
 
     words: dict[str, Cue]  # one word, or two with a space between
-    pairs: frozenset[tuple[str, str]]  # the neighbours among them
-    aims: dict[str, int]  # the tasks that a word names
-    orders: dict[str, int]  # those of them that it orders
-    marks: dict[str, int]  # what else it tells
+    told: dict[str, int]  # by single word: what it tells but tasks; FIRST, AIMED and WATCHED lead to the other tables
+    seconds: frozenset[str]  # the second words of all pairs
+    pairs: dict[str, tuple[int, int]]  # by both words with a space between: what they tell, and what they order
+    watched: frozenset[str]
+    aims: dict[str, tuple[int, int]]  # the tasks that a single word names, and those of them that it orders
     typos: dict[str, Cue]  # words that name something, and what is left of them after one slip
     heads: frozenset[str]  # first and second halves of the typos, by which `guess` sees early that a word is none
     tails: frozenset[str]
@@ -222,6 +234,11 @@ def _slips(word: str) -> set[str]:
 _PACKED = struct.Struct(f">{len(SLOTS)}H")
 MOST = (1 << 16) - 1
 LANGUAGE_BITS = (1 << 16 * len(LANGUAGES)) - 1
+SLOT_BITS = (1 << 16 * len(SLOTS)) - 1
+# Above the slots of a word, sixteen bits each too, the most telling highest: it is the first of a pair, it names tasks,
+# it is watched.
+FIRST, AIMED, WATCHED = (1 << 16 * (len(SLOTS) + place) for place in range(3))
+GUESSES_KEPT = 4_096
 
 
 def shift(slot: int) -> int:
@@ -247,6 +264,15 @@ def _packed(words: dict[str, Cue], *, tasks: bool, least: int = 1) -> dict[str, 
 def lexicon() -> Lexicon:
     """The tables, made once, at the first request."""
     words = _gather(ROWS)
+    aims, orders = _packed(words, tasks=True), _packed(words, tasks=True, least=ORDER)
+    marks = _packed(words, tasks=False)
+    pairs = {word: (marks.get(word, 0) + aims.get(word, 0), orders.get(word, 0)) for word in words if " " in word}
+    watched = templates.TRIGGERS | CHOICES | UNIT_WORDS
+    more = {FIRST: {word.split()[0] for word in pairs}, AIMED: aims, WATCHED: watched}
+    told = marks.copy()
+    for bit, some in more.items():
+        for word in some:
+            told[word] = told.get(word, 0) + bit
     first_language = len(SLOTS) - len(LANGUAGES)
     typos: dict[str, Cue] = {}
     for word, cue in words.items():
@@ -256,10 +282,11 @@ def lexicon() -> Lexicon:
                     typos.setdefault(slip, cue)
     return Lexicon(
         words=words,
-        pairs=frozenset((first, second) for first, _, second in (word.partition(" ") for word in words) if second),
-        aims=_packed(words, tasks=True),
-        orders=_packed(words, tasks=True, least=ORDER),
-        marks=_packed(words, tasks=False),
+        told={word: number for word, number in told.items() if " " not in word},
+        seconds=frozenset(word.split()[1] for word in pairs),
+        pairs=pairs,
+        watched=watched,
+        aims={word: (number, orders.get(word, 0)) for word, number in aims.items() if " " not in word},
         typos=typos,
         heads=frozenset(slip[: (len(slip) + 1) // 2] for slip in typos if len(slip) >= GUESSED_LETTERS),
         tails=frozenset(slip[(len(slip) - 1) // 2 :] for slip in typos if len(slip) >= GUESSED_LETTERS),
@@ -276,9 +303,9 @@ def suspects(words: list[str], known: Lexicon) -> list[str]:
     return [
         word
         for word in words
-        if word not in table
-        and GUESSED_LETTERS <= len(word) <= LONGEST_GUESS
+        if GUESSED_LETTERS <= len(word) <= LONGEST_GUESS
         and (word[(half := len(word) // 2) :] in tails or word[:half] in heads)
+        and word not in table
     ]
 
 
@@ -297,3 +324,11 @@ def guess(word: str, known: Lexicon) -> Cue | None:
         if (cue := typos.get(word[:i] + word[i + 1 :])) is not None:
             return cue
     return None
+
+
+@functools.lru_cache(maxsize=GUESSES_KEPT)
+def meant(word: str) -> Cue | None:
+    """What `guess` says of an unknown word. Most unknown words are plain English that every other prompt brings, and to
+    try each with a letter less costs twenty times as much as to remember it."""
+    known = lexicon()
+    return guess(word, known) if suspects([word], known) else None

@@ -17,6 +17,7 @@ import msgspec
 from tierwise.core import lexicon
 from tierwise.core.request import Prompt, Task
 from tierwise.core.text import Counts, ends, inflected, squash, wide
+from tierwise.core.text import words as words_of
 
 HEAD_WORDS = 64
 TAIL_WORDS = 32
@@ -37,11 +38,8 @@ _GREETING, _EXTRACTION, _CODE, _REASONING, _TOOL = (
 _BODY_CAPS = tuple((lexicon.shift(slot), cap) for slot, cap in ((_DEPTH, 5), (_LIMITS, 6), (_MATH, 8), (_PROGRAM, 8)))
 
 
-CHOICES = frozenset(("or", "oder", "ou"))
-
-
 class Reading(msgspec.Struct, frozen=True, kw_only=True):
-    """What the words say. `languages` by stop words alone."""
+    """What the words say. `languages` by stop words alone; `watched`: words there that the lexicon says to watch."""
 
     task: Task
     depth: float
@@ -50,32 +48,33 @@ class Reading(msgspec.Struct, frozen=True, kw_only=True):
     code: float
     math: float
     languages: tuple[str, ...]
+    watched: Set[str]
 
 
 def read(
     prompt: Prompt,
     text: str,
     words: list[str],
-    spoken: Set[str],
     counts: Counts,
     ordered: tuple[tuple[int, int], ...],
-    before: list[str],
+    before: str,
 ) -> Reading:
-    """`text`: the last message as far as it is read, `words` its words, `spoken` those of `CHOICES` among them;
-    `ordered`: what `orders` says of the system prompt; `before`: the words of the user's message before the last."""
-    sums = _sum(words)
-    known = lexicon.lexicon()
-    if wide(counts):
-        _add_parts(text, known.parts, sums)
-    if inflected(counts):
-        _add_parts(text, known.stems, sums)
+    """`text`: the last message as far as it is read, `words` its words; `ordered`: what `orders` says of the system
+    prompt; `before`: the user's message before the last."""
+    sums, watched = _sum(words)
+    if counts.leads:
+        known = lexicon.lexicon()
+        if wide(counts):
+            _add_parts(text, known.parts, sums)
+        if inflected(counts):
+            _add_parts(text, known.stems, sums)
     questions = (text.count("?") if "?" in text else 0) + (text.count("？") if counts.leads else 0)
     code = _code(text, counts, sums)
     math = _math(text, counts, sums)
     scores = _scores(prompt, text, counts, sums, code, math)
     if not _names(scores) and len(words) < 12 and before:
         # "and now in Rust": a short message without an order of its own goes on with what was asked before.
-        earlier = _sum(before)
+        earlier, _ = _sum(words_of(before.casefold()))
         scores = [
             own + other // 2
             for own, other in zip(scores, _scores(prompt, text, counts, earlier, code, math), strict=True)
@@ -88,77 +87,85 @@ def read(
         task=task,
         depth=round(_depth(text, counts, sums, questions), 4),
         constraints=_constraints(sums, counts),
-        ambiguity=round(_ambiguity(prompt, text, words, spoken, sums, task), 4),
+        ambiguity=round(_ambiguity(prompt, text, words, watched, sums, task), 4),
         code=round(code, 4),
         math=round(math, 4),
         languages=_languages(sums, words),
+        watched=watched,
     )
 
 
 def orders(system_words: list[str]) -> tuple[tuple[int, int], ...]:
     """The tasks that a system prompt names, and their weights; a greeting there is none."""
-    weights = _sum(system_words[:SYSTEM_WORDS])[:_TASKS]
+    weights = _sum(system_words[:SYSTEM_WORDS])[0][:_TASKS]
     return tuple((index, weight) for index, weight in enumerate(weights) if weight and index != _GREETING)
 
 
-def _sum(words: list[str]) -> list[int]:
-    """The weights of all cues by slot."""
+def _sum(words: list[str]) -> tuple[list[int], Set[str]]:
+    """The weights of all cues by slot, and the words among them that are watched."""
     known = lexicon.lexicon()
-    marks, aims, orders = known.marks, known.aims, known.orders
     long = len(words) > HEAD_WORDS + TAIL_WORDS
     read = words[:HEAD_WORDS] + words[-TAIL_WORDS:] if long else words
-    # A noun said ten times is still one hint of a task; a limit said three times is three limits.
-    total = sum(filter(None, map(marks.get, read)))
-    if aimed := aims.keys() & read:
-        total += sum([aims[word] for word in aimed])
-        total += sum([orders[word] for word in orders.keys() & read[:ORDER_WORDS]])  # so that they weigh double
-    if pairs := known.pairs.intersection(itertools.pairwise(read)):
-        total += _neighbours(read, pairs, known)
+    told = list(map(known.told.get, read))
+    # A limit said three times is three limits.
+    total = sum(filter(None, told))
+    watched: set[str] = set()
+    if total >= lexicon.FIRST:
+        total = (total & lexicon.SLOT_BITS) + _more(read, told, known, watched)
     if long:
-        body = sum([marks[word] for word in marks.keys() & words[HEAD_WORDS:-TAIL_WORDS]])
+        rest = set(words[HEAD_WORDS:-TAIL_WORDS])
+        body = sum(filter(None, map(known.told.get, rest)))
+        if body >= lexicon.WATCHED:
+            watched.update(known.watched & rest)
         total += body & lexicon.LANGUAGE_BITS
         for shift, cap in _BODY_CAPS:
             total += min(cap, body >> shift & lexicon.MOST) << shift
     sums = lexicon.unpacked(total)
-    _add_guesses(read, known, sums)
-    return sums
+    _add_guesses(read, told, sums)
+    return sums, watched
 
 
-def _neighbours(read: list[str], pairs: frozenset[tuple[str, str]], known: lexicon.Lexicon) -> int:
-    """What those pairs tell that the words hold, each time."""
-    total = 0
-    for first, second in pairs:
-        pair, place = f"{first} {second}", 0
-        for _ in range(read.count(first)):
-            place = read.index(first, place) + 1
-            if read[place : place + 1] == [second]:
-                total += known.marks.get(pair, 0) + known.aims.get(pair, 0)
-                total += known.orders.get(pair, 0) if place < ORDER_WORDS else 0
+def _more(read: list[str], told: list[int | None], known: lexicon.Lexicon, watched: set[str]) -> int:
+    """What the words tell of tasks, and what pairs of them tell."""
+    total, counted, after = 0, set(), [*read[1:], ""]
+    first, aimed, seconds = lexicon.FIRST, lexicon.AIMED, known.seconds
+    for place in [place for place, number in enumerate(told) if number is not None and number >= first]:
+        # Of many words that may begin a pair, few are followed by one that may end it.
+        if after[place] in seconds and (pair := known.pairs.get(f"{read[place]} {after[place]}")):
+            total += pair[0] + pair[1] if place + 1 < ORDER_WORDS else pair[0]
+        if (told[place] or 0) >= aimed and (word := read[place]) not in counted:
+            # A noun said ten times is still one hint of a task. An order weighs double, so it is added to the aims.
+            counted.add(word)
+            aims, orders = known.aims.get(word, (0, 0))
+            total += aims + orders if place < ORDER_WORDS else aims
+    watched.update(known.watched & counted)
     return total
 
 
-def _add_guesses(read: list[str], known: lexicon.Lexicon, sums: list[int]) -> None:
+def _add_guesses(read: list[str], told: list[int | None], sums: list[int]) -> None:
     guessed: set[str] = set()
-    first = read[:GUESSED_WORDS]
-    for word in lexicon.suspects(first, known):
-        for slot, weight in lexicon.guess(word, known) or ():
-            if slot >= _TASKS:
-                sums[slot] += weight
-            elif word not in guessed:
-                order = weight >= lexicon.ORDER and first.index(word) < ORDER_WORDS
-                sums[slot] += weight + weight if order else weight
-        guessed.add(word)
+    first, least, most = lexicon.FIRST, lexicon.GUESSED_LETTERS, lexicon.LONGEST_GUESS
+    for place, word in enumerate(read[:GUESSED_WORDS]):
+        number = told[place]
+        # Of those from FIRST on some only begin a pair or are watched.
+        if (number is None or number >= first) and least <= len(word) <= most and (cue := lexicon.meant(word)):
+            for slot, weight in cue:
+                if slot >= _TASKS:
+                    sums[slot] += weight
+                elif word not in guessed:
+                    order = weight >= lexicon.ORDER and place < ORDER_WORDS
+                    sums[slot] += weight + weight if order else weight
+            guessed.add(word)
 
 
 def _unknown(words: list[str]) -> int:
     """How many of a few words are in no table."""
     known = lexicon.lexicon()
-    guesses = {word: lexicon.guess(word, known) for word in lexicon.suspects(words, known)}
-    cues = [known.words.get(word) or guesses.get(word) for word in words]
+    cues = [known.words.get(word) or lexicon.meant(word) for word in words]
     in_pairs = [
         (cue is None) + (first not in known.words)
         for (first, second), cue in zip(itertools.pairwise(words), cues[1:], strict=True)
-        if (first, second) in known.pairs
+        if f"{first} {second}" in known.words
     ]
     return cues.count(None) - sum(in_pairs)
 
@@ -247,11 +254,11 @@ def _constraints(sums: list[int], counts: Counts) -> int:
     return min(50, sums[_LIMITS] + min(20, counts.items))
 
 
-def _ambiguity(prompt: Prompt, text: str, words: list[str], spoken: Set[str], sums: list[int], task: Task) -> float:
+def _ambiguity(prompt: Prompt, text: str, words: list[str], watched: Set[str], sums: list[int], task: Task) -> float:
     if task == "greeting":
         return 0.0
     points = float(sums[_VAGUE])
-    if task in ("other", "creative") and any(f" {choice} " in text for choice in CHOICES & spoken):
+    if task in ("other", "creative") and any(f" {choice} " in text for choice in lexicon.CHOICES & watched):
         points += 1.0
     if len(words) < 14 and not sums[_GIVEN] and len(prompt.turns) < 2 and not prompt.images and not prompt.documents:
         points += sums[_PRONOUN]
@@ -263,12 +270,12 @@ def _ambiguity(prompt: Prompt, text: str, words: list[str], spoken: Set[str], su
 def _languages(sums: list[int], words: list[str]) -> tuple[str, ...]:
     """By stop words: the best, and others that come close to it in a text long enough to hold two languages."""
     counted = sums[_LANGUAGES:]
-    best = max(counted)
+    *_, second, best = sorted(counted)
     if best < (1 if len(words) < 16 else 2):
         return ()
+    if second < best and (second < 6 or second * 5 < best * 4):
+        return (lexicon.LANGUAGES[counted.index(best)],)
     near = [index for index, n in enumerate(counted) if n == best or (n >= 6 and n * 5 >= best * 4)]
-    if len(near) == 1:
-        return (lexicon.LANGUAGES[near[0]],)
     near.sort(key=lambda index: -counted[index])  # stable: of equals the first
     return tuple(lexicon.LANGUAGES[index] for index in near[:1] if counted[index]) + tuple(
         lexicon.LANGUAGES[index] for index in near[1:3] if counted[index] >= 6
