@@ -43,8 +43,10 @@ def test_no_sum_of_cues_leaves_its_bits() -> None:
     assert (tasks.HEAD_WORDS + tasks.TAIL_WORDS) * 4 * greatest <= lexicon.MOST
     assert len(known.words) * greatest <= lexicon.MOST
     for word, cue in known.words.items():
-        both, ordered = known.pairs.get(word) or known.aims.get(word, (0, 0))
-        told = lexicon.unpacked(both if " " in word else both + known.told[word] & lexicon.SLOT_BITS)
+        first, _, second = word.partition(" ")
+        more = known.more.get(first, lexicon.More(0, 0, {}, False))
+        both, ordered = more.pairs[second] if second else (more.aims + known.marks.get(word, 0), more.orders)
+        told = lexicon.unpacked(both)
         orders = {slot: weight for slot, weight in cue if slot < len(lexicon.TASKS) and weight >= lexicon.ORDER}
         assert {slot: weight for slot, weight in enumerate(lexicon.unpacked(ordered)) if weight} == orders
         assert {slot: weight for slot, weight in enumerate(told) if weight} == dict(cue)

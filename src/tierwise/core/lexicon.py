@@ -194,19 +194,27 @@ GUESSED_LETTERS = 5  # shorter words have too many honest neighbours to guess at
 LONGEST_GUESS = 16
 
 
+class More(msgspec.Struct, frozen=True):
+    """Of a single word: the tasks that it names, those of them that it orders, and by the word after it what the pair
+    tells and what it orders. All packed."""
+
+    aims: int
+    orders: int
+    pairs: dict[str, tuple[int, int]]
+    watched: bool
+
+
 class Lexicon(msgspec.Struct, frozen=True):
     """The tables. Some hold cues packed into one number, so that `sum` and `map` add up what many words say: a third of
     the time that it takes to go through them one by one.
 
-    What most words need is in one table. Among other work, tables of this size are no longer near the processor when
-    the next request comes, and each one that is looked into for each word costs a wait."""
+    Most words need two of them. Among other work, tables of this size are no longer near the processor when the next
+    request comes, and each one that is looked into for each word costs a wait."""
 
     words: dict[str, Cue]  # one word, or two with a space between
-    told: dict[str, int]  # by single word: what it tells but tasks; FIRST, AIMED and WATCHED lead to the other tables
-    seconds: frozenset[str]  # the second words of all pairs
-    pairs: dict[str, tuple[int, int]]  # by both words with a space between: what they tell, and what they order
+    marks: dict[str, int]  # what single words tell but tasks
+    more: dict[str, More]  # those that tell more than that: few, so that their table is small
     watched: frozenset[str]
-    aims: dict[str, tuple[int, int]]  # the tasks that a single word names, and those of them that it orders
     typos: dict[str, Cue]  # words that name something, and what is left of them after one slip
     heads: frozenset[str]  # first and second halves of the typos, by which `guess` sees early that a word is none
     tails: frozenset[str]
@@ -234,10 +242,6 @@ def _slips(word: str) -> set[str]:
 _PACKED = struct.Struct(f">{len(SLOTS)}H")
 MOST = (1 << 16) - 1
 LANGUAGE_BITS = (1 << 16 * len(LANGUAGES)) - 1
-SLOT_BITS = (1 << 16 * len(SLOTS)) - 1
-# Above the slots of a word, sixteen bits each too, the most telling highest: it is the first of a pair, it names tasks,
-# it is watched.
-FIRST, AIMED, WATCHED = (1 << 16 * (len(SLOTS) + place) for place in range(3))
 GUESSES_KEPT = 4_096
 
 
@@ -266,13 +270,14 @@ def lexicon() -> Lexicon:
     words = _gather(ROWS)
     aims, orders = _packed(words, tasks=True), _packed(words, tasks=True, least=ORDER)
     marks = _packed(words, tasks=False)
-    pairs = {word: (marks.get(word, 0) + aims.get(word, 0), orders.get(word, 0)) for word in words if " " in word}
+    pairs: dict[str, dict[str, tuple[int, int]]] = {}
+    for word in words:
+        first, _, second = word.partition(" ")
+        if second:
+            tells = marks.get(word, 0) + aims.get(word, 0)
+            pairs.setdefault(first, {})[second] = (tells, orders.get(word, 0))
     watched = templates.TRIGGERS | CHOICES | UNIT_WORDS
-    more = {FIRST: {word.split()[0] for word in pairs}, AIMED: aims, WATCHED: watched}
-    told = marks.copy()
-    for bit, some in more.items():
-        for word in some:
-            told[word] = told.get(word, 0) + bit
+    telling = {*(word for word in aims if " " not in word), *pairs, *watched}
     first_language = len(SLOTS) - len(LANGUAGES)
     typos: dict[str, Cue] = {}
     for word, cue in words.items():
@@ -282,11 +287,11 @@ def lexicon() -> Lexicon:
                     typos.setdefault(slip, cue)
     return Lexicon(
         words=words,
-        told={word: number for word, number in told.items() if " " not in word},
-        seconds=frozenset(word.split()[1] for word in pairs),
-        pairs=pairs,
+        marks={word: number for word, number in marks.items() if " " not in word},
+        more={
+            word: More(aims.get(word, 0), orders.get(word, 0), pairs.get(word, {}), word in watched) for word in telling
+        },
         watched=watched,
-        aims={word: (number, orders.get(word, 0)) for word, number in aims.items() if " " not in word},
         typos=typos,
         heads=frozenset(slip[: (len(slip) + 1) // 2] for slip in typos if len(slip) >= GUESSED_LETTERS),
         tails=frozenset(slip[(len(slip) - 1) // 2 :] for slip in typos if len(slip) >= GUESSED_LETTERS),

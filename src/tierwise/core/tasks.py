@@ -106,49 +106,43 @@ def _sum(words: list[str]) -> tuple[list[int], Set[str]]:
     known = lexicon.lexicon()
     long = len(words) > HEAD_WORDS + TAIL_WORDS
     read = words[:HEAD_WORDS] + words[-TAIL_WORDS:] if long else words
-    told = list(map(known.told.get, read))
-    # A limit said three times is three limits.
-    total = sum(filter(None, told))
     watched: set[str] = set()
-    if total >= lexicon.FIRST:
-        total = (total & lexicon.SLOT_BITS) + _more(read, told, known, watched)
+    # A limit said three times is three limits.
+    total = sum(filter(None, map(known.marks.get, read))) + _more(read, known, watched)
     if long:
         rest = set(words[HEAD_WORDS:-TAIL_WORDS])
-        body = sum(filter(None, map(known.told.get, rest)))
-        if body >= lexicon.WATCHED:
-            watched.update(known.watched & rest)
+        watched |= known.watched & rest
+        body = sum(filter(None, map(known.marks.get, rest)))
         total += body & lexicon.LANGUAGE_BITS
         for shift, cap in _BODY_CAPS:
             total += min(cap, body >> shift & lexicon.MOST) << shift
     sums = lexicon.unpacked(total)
-    _add_guesses(read, told, sums)
+    _add_guesses(read, sums)
     return sums, watched
 
 
-def _more(read: list[str], told: list[int | None], known: lexicon.Lexicon, watched: set[str]) -> int:
+def _more(read: list[str], known: lexicon.Lexicon, watched: set[str]) -> int:
     """What the words tell of tasks, and what pairs of them tell."""
     total, counted, after = 0, set(), [*read[1:], ""]
-    first, aimed, seconds = lexicon.FIRST, lexicon.AIMED, known.seconds
-    for place in [place for place, number in enumerate(told) if number is not None and number >= first]:
-        # Of many words that may begin a pair, few are followed by one that may end it.
-        if after[place] in seconds and (pair := known.pairs.get(f"{read[place]} {after[place]}")):
+    more = known.more
+    for place in itertools.compress(range(len(read)), map(more.get, read)):
+        word = read[place]
+        told = more[word]
+        if told.pairs and (pair := told.pairs.get(after[place])):
             total += pair[0] + pair[1] if place + 1 < ORDER_WORDS else pair[0]
-        if (told[place] or 0) >= aimed and (word := read[place]) not in counted:
+        if told.aims and word not in counted:
             # A noun said ten times is still one hint of a task. An order weighs double, so it is added to the aims.
             counted.add(word)
-            aims, orders = known.aims.get(word, (0, 0))
-            total += aims + orders if place < ORDER_WORDS else aims
-    watched.update(known.watched & counted)
+            total += told.aims + told.orders if place < ORDER_WORDS else told.aims
+        if told.watched:
+            watched.add(word)
     return total
 
 
-def _add_guesses(read: list[str], told: list[int | None], sums: list[int]) -> None:
+def _add_guesses(read: list[str], sums: list[int]) -> None:
     guessed: set[str] = set()
-    first, least, most = lexicon.FIRST, lexicon.GUESSED_LETTERS, lexicon.LONGEST_GUESS
     for place, word in enumerate(read[:GUESSED_WORDS]):
-        number = told[place]
-        # Of those from FIRST on some only begin a pair or are watched.
-        if (number is None or number >= first) and least <= len(word) <= most and (cue := lexicon.meant(word)):
+        if len(word) >= lexicon.GUESSED_LETTERS and (cue := lexicon.meant(word)):
             for slot, weight in cue:
                 if slot >= _TASKS:
                     sums[slot] += weight

@@ -148,7 +148,11 @@ class SqliteJournal:
             self._awake.set()
 
     def _encoded(self, written: list[tuple[Record, str]]) -> None:
-        kept = grams_of([words.casefold() for _, words in written])
+        try:
+            kept = grams_of([words.casefold() for _, words in written])
+        except Exception as error:  # the records are worth more than their words
+            self._lost(0, f"no hashes of words could be made: {error!r}")
+            kept = [b""] * len(written)
         for (record, _), grams in zip(written, kept, strict=True):
             episode = record.episode
             try:
