@@ -109,6 +109,10 @@ async def test_what_is_opened_answers_and_remembers_in_the_state_folder(tmp_path
     answer = await router.handle(asked("Hi!"))
     assert isinstance(answer, Answered)
     assert answer.trace.routed == "simulated/large"
+    assert router.in_flight == 1, "until it is closed"
+    answer.close()
+    answer.close()
+    assert router.in_flight == 0
     await router.drain(5.0)
     assert (await router.record(answer.trace.episode.id)).outcome.status == "answered"
     await router.close()

@@ -116,7 +116,10 @@ class InApp:
         """
         router = await self.router()
         result = await router.handle(_request(messages, model, {**fields, "stream": False}), Payer())
-        return _reply(_whole(result))
+        try:
+            return _reply(_whole(result))
+        finally:
+            result.close()
 
     async def stream(
         self, messages: str | list[dict[str, Any]], *, model: str = "auto", **fields: Any
@@ -131,11 +134,11 @@ class InApp:
         router = await self.router()
         result = await router.handle(_request(messages, model, {**fields, "stream": True}), Payer())
         splitter = Splitter()
-        if isinstance(result, Answered):
-            for chunk in _chunks(splitter.feed(result.body)):
-                yield chunk
-            return
         try:
+            if isinstance(result, Answered):
+                for chunk in _chunks(splitter.feed(result.body)):
+                    yield chunk
+                return
             async for piece in result:
                 for chunk in _chunks(splitter.feed(piece)):
                     yield chunk

@@ -54,12 +54,28 @@ _log = logging.getLogger("tierwise")
 MAX_STEPS = 200
 
 
-class Answered(msgspec.Struct, frozen=True, kw_only=True):
-    """A whole reply in the caller's format. `event_stream`: it is a stream's bytes, for a caller that asked for one."""
+class Answered:
+    """A whole reply in the caller's format. Hand it on, then close it on every way out: writing the story down is no
+    part of the wait. `event_stream`: it is a stream's bytes, for a caller that asked for one."""
 
-    body: bytes
-    trace: Trace
-    event_stream: bool = False
+    __slots__ = ("_books", "_closed", "body", "event_stream", "trace")
+
+    def __init__(self, books: Books, trace: Trace, body: bytes, *, event_stream: bool) -> None:
+        self._books = books
+        self._closed = False
+        self.trace = trace
+        self.body = body
+        self.event_stream = event_stream
+
+    def close(self) -> None:
+        """Twice is once."""
+        if self._closed:
+            return
+        self._closed = True
+        try:
+            self._books.end(self.trace, "answered")
+        finally:
+            self._books.leave()
 
 
 class Router:
@@ -154,7 +170,7 @@ class Router:
         """Answer the request. Raises RequestError (in the caller's words) and Closed while draining. `once`: its claim
         on an idempotency key; whoever made it ends it.
 
-        A `Streamed` must be closed on every way out; until then the request counts as in flight."""
+        What it returns must be closed on every way out; until then the request counts as in flight."""
         if self._draining:
             raise Closed("the router is shutting down")
         started = time.monotonic()
@@ -164,10 +180,9 @@ class Router:
             episode = msgspec.structs.replace(episode, id=once.decision)
         trace = Trace(snapshot, request, episode, started)
         self.books.enter()
-        handed_over = False
+        result: Answered | Streamed | None = None
         try:
             result = await self._run(trace)
-            handed_over = isinstance(result, Streamed)
             return result
         except RequestError as error:
             error.attempts = trace.attempts
@@ -180,8 +195,8 @@ class Router:
             raise
         finally:
             if once is not None:
-                once.charged = handed_over or trace.stepped
-            if not handed_over:
+                once.charged = isinstance(result, Streamed) or trace.stepped
+            if result is None:
                 self.books.leave()
 
     async def _run(self, trace: Trace) -> Answered | Streamed:
@@ -372,8 +387,7 @@ class Router:
         if self.books.store_texts:
             trace.reply_text = reply.text
         self.shadows.follow(trace, self.ledger, reply.text)
-        self.books.end(trace, "answered")
-        return Answered(body=body, trace=trace, event_stream=stream)
+        return Answered(self.books, trace, body, event_stream=stream)
 
     @property
     def in_flight(self) -> int:

@@ -200,7 +200,7 @@ class App:
             await call.send({"type": "http.response.body", "body": result.cut(draining())})
         finally:
             self._running.discard(task)
-            if isinstance(result, Streamed):
+            if result is not None:
                 result.close()
 
     async def dry(self, call: Call, request: Request) -> None:
