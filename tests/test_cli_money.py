@@ -353,12 +353,14 @@ def test_audit(state: Path, run: Run) -> None:
 def test_export(state: Path, run: Run) -> None:
     lines = run("ledger", "export", "--state", str(state)).stdout.splitlines()
     rows = [json.loads(line) for line in lines]
-    assert [row["seq"] for row in rows] == [1, 2, 3, 4, 5]
+    assert [row["seq"] for row in rows] == [1, 1, 2, 2, 3], "a line for each account of an entry"
+    assert [row["account"] for row in rows[:2]] == ["user[]/lifetime", "session[]/lifetime"]
+    assert rows[0]["hash"] == rows[1]["hash"] != rows[2]["hash"]
     assert {(row["model"], row["amount_usd"]) for row in rows[:2]} == {("openai/gpt-5", "0.000001")}
     assert rows[-1]["kind"] == "grant" and rows[-1]["note"] == "=1+1"
     text = run("ledger", "export", "--state", str(state), "--format", "csv").stdout
     table = list(csv.DictReader(io.StringIO(text)))
-    assert [row["seq"] for row in table] == ["1", "2", "3", "4", "5"] and list(table[0]) == list(rows[0])
+    assert [row["seq"] for row in table] == ["1", "1", "2", "2", "3"] and list(table[0]) == list(rows[0])
     assert table[-1]["note"] == "'=1+1"
     assert not any(value.startswith(("=", "+", "-", "@", "\t", "\r")) for row in table for value in row.values())
     assert run("ledger", "export", "--state", str(state), "--since", "2026-11-04").stdout == ""

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import apsw
+import msgspec
 import pytest
 
 from tests.support.ledgers import ADA, NOON, a_hold, of, path_of
@@ -62,12 +63,12 @@ async def test_a_sound_ledger_has_no_faults_and_is_counted(tmp_path: Path) -> No
     assert kinds == {"reported", "estimated", "overage", "suspense", "correction", "variance", "grant"}
 
 
-FIELDS = ("at_s = at_s + 1", "hold = 'x' || hold", "subject = subject || 'x'", "amount_nano = amount_nano + 1",
+FIELDS = ("at_s = at_s + 1", "hold = 'x' || hold", "accounts = accounts || ' '", "amount_nano = amount_nano + 1",
           "snapshot = 'x'", "note = note || '.'", "hash = randomblob(32)")  # fmt: skip
 
 
 async def test_of_a_hundred_changed_entries_a_hundred_are_found(tmp_path: Path) -> None:
-    path = await a_busy_ledger(tmp_path)
+    path = await a_busy_ledger(tmp_path, 1_000)
     chosen = random.Random(5).sample(range(1, 800), 100)
     with apsw.Connection(str(path)) as connection:
         for n, seq in enumerate(chosen):
@@ -95,9 +96,9 @@ CHANGES: list[tuple[str, str]] = [
     ("DELETE FROM hold WHERE id = '5'", "hold '5' has entries and is not in the ledger"),
     ("DELETE FROM hold WHERE id = '8'", "its open holds are"),
     ("DELETE FROM entry WHERE seq = 40", "entries 40 to 40 are missing"),
-    ("DELETE FROM entry WHERE seq > 700", "the entries end at 700"),
-    ("INSERT INTO entry SELECT (SELECT max(seq) + 1 FROM entry), at_s, hold, line, subject, start_s, 0, kind, snapshot,"
-     " note, hash FROM entry WHERE seq = 9", "is not as it was written"),
+    ("DELETE FROM entry WHERE seq > 100", "the entries end at 100"),
+    ("INSERT INTO entry SELECT (SELECT max(seq) + 1 FROM entry), at_s, hold, accounts, 0, kind, snapshot, note, hash"
+     " FROM entry WHERE seq = 9", "is not as it was written"),
     ("UPDATE state SET seq = seq - 1", "the entries end at"),
     ("DELETE FROM state", "does not say where it ends"),
 ]  # fmt: skip
@@ -118,6 +119,47 @@ async def test_each_change_by_hand_is_found_and_refused_at_the_next_start(
         SqliteLedger(path, BUDGETS, reserve_bytes=1)
 
 
+# What could be done to the accounts of an entry, by whoever makes the chain anew as well.
+LEFT_OUT = "json_remove(accounts, '$[' || abs(random() % json_array_length(accounts)) || ']')"
+TWICE = (
+    "json_insert(accounts, '$[#]', json_extract(accounts, '$[' || abs(random() % json_array_length(accounts)) || ']'))"
+)
+ANOTHER = "json_replace(accounts, '$[0][1]', 'bob')"
+LATER = "json_replace(accounts, '$[#-1][2]', json_extract(accounts, '$[#-1][2]') + 60)"
+
+
+@pytest.mark.parametrize("change", [LEFT_OUT, TWICE, ANOTHER, LATER])
+async def test_an_entry_is_on_its_accounts_and_on_no_others_or_the_sums_say_so(tmp_path: Path, change: str) -> None:
+    path = await a_busy_ledger(tmp_path)
+    with apsw.Connection(str(path)) as connection:
+        connection.execute("PRAGMA ignore_check_constraints = ON")
+        entries = connection.execute("SELECT seq, kind, amount_nano FROM entry ORDER BY seq").fetchall()
+    for seq, kind, amount in entries:
+        if not amount and change not in (LEFT_OUT, TWICE):
+            continue  # nothing posted is nothing posted, wherever
+        connection.execute("BEGIN")
+        connection.execute(f"UPDATE entry SET accounts = {change} WHERE seq = ?", (seq,))  # noqa: S608
+        found = [sentence(row) for statement, sentence in LAWS for row in connection.execute(statement)]
+        connection.execute("ROLLBACK")
+        assert found, f"entry {seq}, {kind}"
+    connection.close()
+
+
+@pytest.mark.parametrize(
+    "name", ["a\0b", "\0", "ü\U0001f600", "\ufeff", '\x7f\x1f"\\/', "123", "null", "1e5", '"x"', "\u2028"]
+)
+async def test_a_name_is_the_same_in_an_entry_and_in_its_account(tmp_path: Path, name: str) -> None:
+    ledger = SqliteLedger(tmp_path / "ledger.sqlite", BUDGETS, lambda: float(NOON), reserve_bytes=1)
+    await ledger.grant("g1", "team", name, 5)
+    await ledger.hold(a_hold("a", 50, session=name, payer=msgspec.structs.replace(ADA, user=name)))
+    ledger.settle("a", Charge(cost_nano=7))
+    await ledger.vary("v1", "variance/openai", name, 5, "")
+    names = {account[1] for _, entry in ledger.entries() for account in entry.accounts}
+    assert names >= {name}
+    await ledger.close()
+    assert list(audit(ledger.path)) == []
+
+
 CHECKS = (
     "UPDATE account SET pending_nano = -1",
     "UPDATE account SET posted_nano = bound_nano + overage_nano + 1 WHERE bound_nano IS NOT NULL",
@@ -128,6 +170,7 @@ CHECKS = (
     "UPDATE hold SET least_nano = amount_nano + 1",
     "UPDATE entry SET amount_nano = -1 WHERE kind = 'reported'",
     "UPDATE entry SET kind = 'gift'",
+    "UPDATE entry SET accounts = '[]'",
 )
 
 
@@ -190,7 +233,9 @@ async def test_entries_are_read_out_in_order_from_any_number(tmp_path: Path) -> 
     everything = list(ledger.entries())
     assert [seq for seq, _ in everything] == list(range(1, len(everything) + 1))
     assert list(ledger.entries(100)) == everything[100:]
-    spent = sum(entry.amount_nano for _, entry in everything if entry.account[0] == "user[]/lifetime")
+    spent = sum(
+        entry.amount_nano for _, entry in everything for line, *_ in entry.accounts if line == "user[]/lifetime"
+    )
     (balance,) = (
         b for b in ledger.balances(ADA, Hints()) if (b.scope, b.window, b.credit) == ("user", "lifetime", False)
     )
@@ -225,7 +270,9 @@ async def test_a_call_that_was_released_may_turn_out_to_have_cost_something(tmp_
     await ledger.close()
     assert list(audit(ledger.path)) == []
     with apsw.Connection(str(ledger.path)) as connection:
-        connection.execute("DELETE FROM entry WHERE hold = 'a' AND line LIKE 'user%lifetime'")
+        connection.execute(
+            "UPDATE entry SET accounts = json_remove(accounts, '$[#-1]') WHERE hold = 'a' AND kind = 'correction'"
+        )
     assert any(fault.startswith("hold 'a' came to 7 n$") for fault in audit(ledger.path))
 
 

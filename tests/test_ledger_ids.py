@@ -29,7 +29,7 @@ async def test_an_id_is_held_once_however_long_ago_and_wherever_it_sorts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also when memory has let go of it, and after a restart."""
-    monkeypatch.setattr("tierwise.stores.ledger.books.ENTRIES_KEPT", 5)
+    monkeypatch.setattr("tierwise.stores.ledger.books.CLOSED_KEPT", 5)
     ids = [f"{n * 7_919 % 100:03}.1" for n in range(60)] + ["grant x", "later", "zz"]
     ledger = ledger_in(tmp_path)
     for id in ids:
@@ -44,7 +44,7 @@ async def test_an_id_is_held_once_however_long_ago_and_wherever_it_sorts(
 
 
 async def test_of_ids_in_order_none_that_is_new_is_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tierwise.stores.ledger.books.ENTRIES_KEPT", 5)
+    monkeypatch.setattr("tierwise.stores.ledger.books.CLOSED_KEPT", 5)
     ledger = ledger_in(tmp_path)
     read = ledger._read
     asked: list[str] = []

@@ -92,11 +92,12 @@ async def test_more_open_sessions_than_are_kept_are_all_remembered(monkeypatch: 
 
 async def test_old_entries_are_carried_forward_and_the_books_still_balance(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(books_module, "ENTRIES_KEPT", 10)
+    monkeypatch.setattr(books_module, "CLOSED_KEPT", 20)
     ledger = MemoryLedger(path_of(10**9))
     for n in range(100):
         await ledger.hold(a_hold(f"{n}", 5))
         ledger.settle(f"{n}", Charge(cost_nano=n))
-    assert (len(ledger.books._entries), len(ledger.books._closed)) == (10, 10)
+    assert (len(ledger.books._entries), len(ledger.books._closed)) == (10, 20)
     assert {spent for _, spent, _ in of(ledger)} == {sum(range(100))}
     assert ledger.audit() == ()
 

@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.support.ledgers import NOON, Clock, a_hold, of, path_of
+from tests.support.older_ledger import made_older
 from tierwise.core.budget import Budget, Charge, Window
 from tierwise.core.keys import budget_id
 from tierwise.core.ports import CLAIM_S
@@ -126,7 +127,7 @@ async def test_a_year_of_calls_leaves_the_file_no_larger_than_two_months(tmp_pat
     assert most["account"] <= (weeks + 5) * 2 * 4 + 10
     assert most["fact"] <= weeks * 2 + 5
     assert most["requests"] == 0, "what one request came to is nobody's business after it"
-    assert rows[-1]["entry"] > 53 * 2 * 6 * 9, "the entries stay"
+    assert rows[-1]["entry"] >= 53 * 2 * (6 + 1), "the entries stay"
     told = {each[:2]: each for each in calls_of(ledger.path)}
     assert [told[each[:2]] for each in calls] == calls, "and what each day and model came to"
     assert not await ledger.grant("g1", "team", "search", 5_000_000), "a top-up counts once, however long ago it was"
@@ -271,6 +272,7 @@ AS_BEFORE = (
     "ALTER TABLE account DROP COLUMN written_s",
     "DROP TABLE pruned",
     "DROP INDEX hold_closed",
+    "UPDATE schema_version SET version = 2",
     f"UPDATE hold SET closed_s = {NOON} WHERE id = '{NOON}-0'",  # noqa: S608  # a correction did not count as an end
     """INSERT INTO account SELECT line, subject, start_s, NULL, NULL, sum(amount_nano), 0, 0, 0, 0, 1, 1, 0, 1, '[]'
        FROM entry WHERE line LIKE '%request%' GROUP BY 1, 2, 3""",
@@ -279,12 +281,13 @@ AS_BEFORE = (
 
 async def test_a_ledger_that_was_never_pruned_is_brought_to_it(tmp_path: Path) -> None:
     path = await a_ledger_with_a_past(tmp_path)
+    made_older(path)
     sound = counted(path)
     with apsw.Connection(str(path)) as connection:
         for statement in AS_BEFORE:
             connection.execute(statement)
-        sql.create_pruning(connection)
     connection.close()
+    open_file(path, LEDGER).close()
     assert counted(path) == sound
     assert list(audit(path)) == []
     pieces(path, NOON + 300 * DAY_S)

@@ -146,7 +146,7 @@ def look_up(path: Path, lines: list[str], tally: Tally) -> None:
 
 
 def _rows(path: Path, ids: list[str]) -> dict[str, tuple[str, int, int, int]]:
-    """id -> state, cost, number of entries, their sum."""
+    """id -> state, cost, on how many accounts it was posted, their sum."""
     import apsw
 
     connection = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READONLY)
@@ -158,7 +158,8 @@ def _rows(path: Path, ids: list[str]) -> dict[str, tuple[str, int, int, int]]:
         posted: dict[str, tuple[int, int]] = {}
         last = connection.execute("SELECT coalesce(max(seq), 0) FROM entry").get
         for hold, number, total in connection.execute(
-            "SELECT hold, sum(kind != 'overage'), sum(amount_nano) FROM entry "
+            "SELECT hold, sum((kind != 'overage') * json_array_length(accounts)), "
+            "sum(amount_nano * json_array_length(accounts)) FROM entry "
             "WHERE seq > ? AND hold IN (SELECT id FROM asked) GROUP BY 1",
             (max(0, int(str(last)) - 10 * len(ids) - 10_000),),
         ):

@@ -17,10 +17,10 @@ from tests.support.ledgers import path_of
 from tests.support.upstream import FakeUpstream, openai_stream
 from tierwise.stores.ledger import sql
 from tierwise.stores.ledger.accounts import Counts, Key, Line
-from tierwise.stores.ledger.audit import NOTHING, audit
-from tierwise.stores.ledger.batch import chained
-from tierwise.stores.ledger.file import LEDGER, account_row, hold_row
-from tierwise.stores.ledger.rows import HoldRow
+from tierwise.stores.ledger.audit import audit
+from tierwise.stores.ledger.chain import NOTHING, chained
+from tierwise.stores.ledger.file import LEDGER, account_row, entry_row, hold_row
+from tierwise.stores.ledger.rows import Entry, HoldRow
 from tierwise.stores.ledger.windows import NEVER_S
 from tierwise.stores.ledger.writer import Row, put_many
 from tierwise.stores.sqlite_file import open_file
@@ -100,7 +100,8 @@ def fill(path: Path, closed: int, opened: int, many: int = 20_000) -> None:
                     accounts[key] = accounts.get(key, 0) + 1
             else:
                 seq += 1
-                entry = (seq, now_s, row.id, *organisation, COST_NANO, "reported", "", "")
+                posted = Entry(at_s=now_s, hold=row.id, accounts=keys, amount_nano=COST_NANO, kind="reported")
+                entry = entry_row(seq, posted)
                 hash = chained(hash, entry)
                 entries.append((*entry, hash))
         connection.execute("BEGIN")

@@ -19,6 +19,7 @@ from scripts.reliability.bars import Check, Found, Run, Scale, count
 from scripts.reliability.report import ROOT
 from scripts.reliability.served import faults
 from scripts.reliability.upgrader import OPENERS, REBUILT, SCHEMAS, further, loose
+from tests.support import older_ledger
 from tests.support.ledgers import NOON, a_hold, of, path_of
 from tests.support.records import a_record
 from tierwise.core.budget import Budget, Charge
@@ -227,6 +228,8 @@ def _made_older(store: str, path: Path, seen: int) -> None:
     """The same rows in a file of an older schema, as far as it has tables for them. 0: as it is."""
     if seen in (0, len(SCHEMAS[store].MIGRATIONS)):
         return
+    if store == "ledger":
+        older_ledger.made_older(path)
     older = path.with_name("older")
     connection = apsw.Connection(str(older))
     connection.pragma("journal_mode", "wal")

@@ -12,7 +12,7 @@ import msgspec
 
 from tierwise.core.budget import Budget, Hold
 from tierwise.stores.ledger.accounts import Counts, Key, Line
-from tierwise.stores.ledger.rows import Changes, HoldRow
+from tierwise.stores.ledger.rows import Changes, Entry, HoldRow
 from tierwise.stores.ledger.windows import NEVER_S, rolling_part, window_of
 
 
@@ -188,22 +188,28 @@ class File:
             touched.update(row.accounts)
             self._move(row)
         for entry in changes.entries:
-            touched.add(entry.account)
-            if entry.kind == "grant":
-                self.granted[entry.account] = self.granted.get(entry.account, 0) + entry.amount_nano
-                continue
-            self.posted[entry.account] = self.posted.get(entry.account, 0) + entry.amount_nano
-            if entry.kind in ("overage", "correction", "variance"):
-                excess = entry.amount_nano
-            else:
-                again = self.firsts[entry.hold, entry.account] = self.firsts.get((entry.hold, entry.account), 0) + 1
-                if again > 1:
-                    self.wrong.append(f"I3: {entry.hold} was posted {again} times on {entry.account}")
-                excess = entry.amount_nano - self.holds[entry.hold].amount_nano
-            self.over[entry.account] = self.over.get(entry.account, 0) + max(excess, 0)
+            if entry.hold and entry.accounts != self.holds[entry.hold].accounts:
+                self.wrong.append(f"I2: {entry.hold} is posted on {entry.accounts}, which it did not stand on")
+            for account in entry.accounts:
+                touched.add(account)
+                self._enter(entry, account)
         self.accounts |= changes.accounts
         for key in touched:
             self.check(key, hard)
+
+    def _enter(self, entry: Entry, account: Key) -> None:
+        if entry.kind == "grant":
+            self.granted[account] = self.granted.get(account, 0) + entry.amount_nano
+            return
+        self.posted[account] = self.posted.get(account, 0) + entry.amount_nano
+        if entry.kind in ("overage", "correction", "variance"):
+            excess = entry.amount_nano
+        else:
+            again = self.firsts[entry.hold, account] = self.firsts.get((entry.hold, account), 0) + 1
+            if again > 1:
+                self.wrong.append(f"I3: {entry.hold} was posted {again} times on {account}")
+            excess = entry.amount_nano - self.holds[entry.hold].amount_nano
+        self.over[account] = self.over.get(account, 0) + max(excess, 0)
 
     def _move(self, row: HoldRow) -> None:
         before = self.holds.get(row.id)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from tierwise.stores.ledger import sql
-from tierwise.stores.ledger.batch import chained
+from tierwise.stores.ledger.chain import NOTHING, chained, not_as_written
 from tierwise.stores.ledger.file import RESTORE, State, open_reader, read_entries, read_state
 from tierwise.stores.sqlite_file import unusable
 
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 PAGE_ROWS = 2_000
 WHOLE_BYTES_MAX = 32 << 20  # at a start, a larger file is looked at by its end alone
 END_ENTRIES = 10_000
-NOTHING = bytes(32)  # what the first entry's hash begins with
 
 
 class Audit(msgspec.Struct):
@@ -101,7 +100,7 @@ def _chain(connection: apsw.Connection, after: int, before: bytes, state: State,
             if fields[0] != seq + 1:
                 yield f"entries {seq + 1} to {fields[0] - 1} are missing"
             elif chained(before, tuple(fields)) != hash:
-                yield f"entry {fields[0]} (hold {fields[2]!r}, {fields[6]} n$) is not as it was written"
+                yield not_as_written(fields[0], fields[2], fields[4])
             seq, before = fields[0], hash
             seen.entries += 1
     if (seq, before) != (state.seq, state.hash):
@@ -134,7 +133,10 @@ def _above(row: Row) -> str:
 
 
 def _closed(row: Row) -> str:
-    return f"hold {row[0]!r} came to {row[1]} n$ on each of {row[2]} accounts, but its {row[4]} entries sum to {row[3]}"
+    return (
+        f"hold {row[0]!r} came to {row[1]} n$ on each of {row[2]} accounts, "
+        f"but its entries sum to {row[3]}, posted on {row[4]}"
+    )
 
 
 def _no_hold(row: Row) -> str:

@@ -1,19 +1,17 @@
-"""What one commit of the durable ledger is made of, and the hash chain that its entries are links of."""
+"""What one commit of the durable ledger is made of."""
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
 from typing import Literal
 
 import msgspec
 
 from tierwise.stores.ledger.accounts import Counts, Key
-from tierwise.stores.ledger.file import account_row, hold_row
-from tierwise.stores.ledger.rows import Changes, Entry, HoldRow, has_row
+from tierwise.stores.ledger.chain import chained
+from tierwise.stores.ledger.file import account_row, entry_row, hold_row
+from tierwise.stores.ledger.rows import Changes, HoldRow, has_row
 from tierwise.stores.ledger.writer import Row, Rows
-
-_encode = msgspec.json.Encoder().encode
 
 
 class ClaimRow(msgspec.Struct, frozen=True):
@@ -119,16 +117,3 @@ class Batch(msgspec.Struct, kw_only=True):
             forget_requests_s=self.forget_s,
             prune_s=self.prune_s,
         )
-
-
-def entry_row(seq: int, entry: Entry) -> Row:
-    """The columns HASHED."""
-    line, subject, start_s = entry.account
-    return (
-        seq, entry.at_s, entry.hold, line, subject, start_s, entry.amount_nano, entry.kind, entry.snapshot, entry.note,
-    )  # fmt: skip
-
-
-def chained(before: bytes, row: Row) -> bytes:
-    """SHA-256 of the hash of the entry before and of this one's fields as a JSON array."""
-    return hashlib.sha256(before + _encode(row)).digest()

@@ -21,11 +21,22 @@ from tierwise.stores.ledger.admission import amount_of, denial, refusals, withou
 from tierwise.stores.ledger.closed import Closed
 from tierwise.stores.ledger.laws import faults
 from tierwise.stores.ledger.lines import Lines
-from tierwise.stores.ledger.rows import TOP_UP, Changes, Entry, EntryKind, HoldRow, HoldState, row_of, top_up_of
+from tierwise.stores.ledger.rows import (
+    TOP_UP,
+    Changes,
+    Entry,
+    EntryKind,
+    HoldRow,
+    HoldState,
+    posting,
+    row_of,
+    top_up_of,
+)
 from tierwise.stores.ledger.sleeping import Sleeping
 
-# Entries that the audit in memory sums up one by one; older ones are carried forward as one sum each.
-ENTRIES_KEPT = 20_000
+# Entries that the audit in memory sums up one by one; older ones are carried forward in one sum for each account.
+ENTRIES_KEPT = 4_000
+CLOSED_KEPT = 20_000  # calls that have ended
 SUSPENSE_S = 86_400  # a call whose end nobody saw is settled at its least after this
 
 CREDIT_SCOPES: tuple[Scope, ...] = ("user", "key", "team", "organisation")
@@ -69,7 +80,7 @@ class Books:
         self.forgotten_s = 0  # calls that ended before this are history: a store may have let go of them
         self._closed = Closed()
         self._grants: set[str] = set()
-        self._entries: deque[tuple[Account, int]] = deque()  # what was posted, one by one, as far as it is kept
+        self._entries: deque[tuple[tuple[Account, ...], int]] = deque()  # what was spent, as far as it is kept
         self._touched: dict[str, HoldRow] = {}
         self._posted: list[Entry] = []
         self.ignored = 0  # settlements of a hold that was closed before, or never made
@@ -193,9 +204,8 @@ class Books:
             return False
         account = line.standing(subject, at_s).account
         self._post(account, amount_nano, overage=max(amount_nano, 0))
-        self._enter(
-            account, Entry(at_s=at_s, hold="", account=account.key, amount_nano=amount_nano, kind="variance", note=note)
-        )
+        entry = Entry(at_s=at_s, hold="", accounts=(account.key,), amount_nano=amount_nano, kind="variance", note=note)
+        self._enter((account,), entry)
         return True
 
     # -------------------------------------------------------------------------------------------- credit
@@ -216,9 +226,8 @@ class Books:
         self._dirty[account.key] = account
         note = top_up_of(id, account.key, at_s)
         self._touched[note.id] = note
-        self._posted.append(
-            Entry(at_s=at_s, hold="", account=account.key, amount_nano=amount_nano, kind="grant", note=id)
-        )
+        entry = Entry(at_s=at_s, hold="", accounts=(account.key,), amount_nano=amount_nano, kind="grant", note=id)
+        self._posted.append(entry)  # not spent, so no sum of what was posted has it
         return True
 
     # -------------------------------------------------------------------------------------------- reading
@@ -410,31 +419,19 @@ class Books:
     def _end(self, held: _Held, cost: int, at_s: int, state: HoldState, kind: EntryKind) -> None:
         row = msgspec.structs.replace(held.row, state=state, cost_nano=cost, closed_s=at_s)
         self._touched[row.id] = row
-        self._closed.keep(row, ENTRIES_KEPT)
+        self._closed.keep(row, CLOSED_KEPT)
         parts: list[tuple[EntryKind, int]] = [] if state == "released" else [(kind, min(cost, row.amount_nano))]
         if cost > row.amount_nano:
             parts.append(("overage", cost - row.amount_nano))  # what a provider bills beyond the hold stands by itself
-        for account in held.accounts:
-            for kind, amount in parts:
-                entry = Entry(
-                    at_s=at_s, hold=row.id, account=account.key, amount_nano=amount, kind=kind, snapshot=row.snapshot
-                )
-                self._enter(account, entry)
+        for kind, amount in parts:
+            self._enter(held.accounts, posting(row, kind, amount, at_s))
 
     def _adjust(self, row: HoldRow, difference: int, at_s: int, note: str) -> None:
         # All are looked up before the first is changed: a store that cannot find one leaves the books as they were.
-        for key, account in [(key, self._account(key)) for key in row.accounts]:
+        accounts = tuple([self._account(key) for key in row.accounts])
+        for account in accounts:
             self._post(account, difference, overage=max(difference, 0))
-            entry = Entry(
-                at_s=at_s,
-                hold=row.id,
-                account=key,
-                amount_nano=difference,
-                kind="correction",
-                snapshot=row.snapshot,
-                note=note,
-            )
-            self._enter(account, entry)
+        self._enter(accounts, posting(row, "correction", difference, at_s, note))
 
     def _post(self, account: Account, amount: int, overage: int = 0) -> None:
         account.posted_nano += amount
@@ -442,9 +439,12 @@ class Books:
         self.revision += 1
         self._dirty[account.key] = account
 
-    def _enter(self, account: Account, entry: Entry) -> None:
+    def _enter(self, accounts: tuple[Account, ...], entry: Entry) -> None:
+        if not accounts:  # under no budget at all: what it cost stands with the hold
+            return
         self._posted.append(entry)
-        self._entries.append((account, entry.amount_nano))
+        self._entries.append((accounts, entry.amount_nano))
         if len(self._entries) > ENTRIES_KEPT:
             oldest, amount = self._entries.popleft()
-            oldest.carried_nano += amount
+            for account in oldest:
+                account.carried_nano += amount

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tierwise.stores.ledger import sql
-from tierwise.stores.ledger.file import open_reader, read_entries
+from tierwise.stores.ledger.file import entry_of, open_reader, read_entries
 from tierwise.stores.ledger.rows import Entry
 from tierwise.stores.sqlite_file import unusable
 
@@ -53,19 +53,9 @@ def backup_to(path: Path, to: Path, vfs: str | None = None) -> None:
 def entries_after(connection: apsw.Connection, seq: int) -> Iterator[tuple[int, Entry]]:
     """(number, entry), in order; each page is one look at the file, so nothing is kept open between them."""
     while page := read_entries(connection, seq, PAGE_ROWS):
-        for seq, at_s, hold, line, subject, start_s, amount, kind, snapshot, note, _ in page:
-            yield (
-                seq,
-                Entry(
-                    at_s=at_s,
-                    hold=hold,
-                    account=(line, subject, start_s),
-                    amount_nano=amount,
-                    kind=kind,
-                    snapshot=snapshot,
-                    note=note,
-                ),
-            )
+        for row in page:
+            seq, entry = entry_of(row)
+            yield seq, entry
 
 
 def _sync(path: Path) -> None:

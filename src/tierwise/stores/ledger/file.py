@@ -17,7 +17,7 @@ import msgspec
 from tierwise.core.errors import ConfigError
 from tierwise.stores.ledger import sql
 from tierwise.stores.ledger.accounts import Counts, Key
-from tierwise.stores.ledger.rows import HoldRow
+from tierwise.stores.ledger.rows import Entry, HoldRow
 from tierwise.stores.sqlite_file import Kind, explained, is_there, open_file, unusable
 
 if TYPE_CHECKING:
@@ -38,6 +38,7 @@ LEDGER = Kind(
 )
 RESERVE_BYTES = 4 << 20
 
+_encode = msgspec.json.Encoder().encode
 _keys = msgspec.json.Decoder(tuple[Key, ...])
 _recent = msgspec.json.Decoder(tuple[str, ...])
 
@@ -93,7 +94,7 @@ def read_state(connection: apsw.Connection) -> State:
 
 def account_row(key: Key, counts: Counts, written_s: int) -> tuple[object, ...]:
     *numbers, recent = msgspec.structs.astuple(counts)
-    return (*key, *numbers, msgspec.json.encode(recent).decode() if recent else "[]", written_s)
+    return (*key, *numbers, _encode(recent).decode() if recent else "[]", written_s)
 
 
 def counts_of(row: tuple[Any, ...]) -> Counts:
@@ -113,7 +114,7 @@ def hold_row(row: HoldRow) -> tuple[object, ...]:
         row.least_nano,
         row.at_s,
         row.snapshot,
-        msgspec.json.encode(row.accounts).decode(),
+        _encode(row.accounts).decode(),
         row.state,
         row.cost_nano,
         row.closed_s,
@@ -123,7 +124,33 @@ def hold_row(row: HoldRow) -> tuple[object, ...]:
 def hold_of(row: tuple[Any, ...]) -> HoldRow:
     """Of the columns HOLD."""
     fields = dict(zip(sql.HOLD, row, strict=True))
-    return HoldRow(**{**fields, "accounts": _keys.decode(fields["accounts"])})
+    return HoldRow(**{**fields, "accounts": keys_of(fields["accounts"])})
+
+
+def entry_row(seq: int, entry: Entry) -> tuple[object, ...]:
+    """The columns HASHED."""
+    accounts = _encode(entry.accounts).decode()
+    return (seq, entry.at_s, entry.hold, accounts, entry.amount_nano, entry.kind, entry.snapshot, entry.note)
+
+
+def entry_of(row: tuple[Any, ...]) -> tuple[int, Entry]:
+    """(number, entry) of the columns ENTRY."""
+    seq, at_s, hold, accounts, amount, kind, snapshot, note, _ = row
+    entry = Entry(
+        at_s=at_s,
+        hold=hold,
+        accounts=keys_of(accounts),
+        amount_nano=amount,
+        kind=kind,
+        snapshot=snapshot,
+        note=note,
+    )
+    return seq, entry
+
+
+def keys_of(accounts: str) -> tuple[Key, ...]:
+    """Of a column `accounts`."""
+    return _keys.decode(accounts)
 
 
 def read_entries(connection: apsw.Connection, after_seq: int, most: int) -> list[tuple[Any, ...]]:

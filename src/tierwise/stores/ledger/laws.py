@@ -14,10 +14,10 @@ def faults(
     lines: Iterable[Line],
     held: Iterable[Held],
     asleep: Iterable[tuple[Account, int, int]],
-    entries: Iterable[tuple[Account, int]],
+    entries: Iterable[tuple[tuple[Account, ...], int]],
 ) -> list[str]:
     """`asleep`: (account, nano-dollars, how many) of open holds that only a store knows one by one. `entries`: what was
-    posted, as far as it is kept one by one."""
+    posted on each of some accounts, as far as it is kept one by one."""
     pending: dict[int, int] = {}
     posted: dict[int, int] = {}
     count: dict[int, int] = {}
@@ -30,8 +30,9 @@ def faults(
         seen[id(account)] = account
         pending[id(account)] = pending.get(id(account), 0) + amount
         count[id(account)] = count.get(id(account), 0) + open
-    for account, amount in entries:
-        posted[id(account)] = posted.get(id(account), 0) + amount
+    for accounts, amount in entries:
+        for account in accounts:
+            posted[id(account)] = posted.get(id(account), 0) + amount
     wrong = []
     for each, account in seen.items():
         wrong += faults_of(account, pending.get(each, 0), count.get(each, 0), posted.get(each, 0))

@@ -24,7 +24,7 @@ from tierwise.core.money import usd_text
 from tierwise.stores.ledger.audit import audit
 from tierwise.stores.ledger.bills import DAY_S, Bill, read_bill
 from tierwise.stores.ledger.copies import backup_to
-from tierwise.stores.ledger.file import Holder, beside, open_reader
+from tierwise.stores.ledger.file import Holder, beside, keys_of, open_reader
 from tierwise.stores.ledger.reconcile import Ours, Report, compare, line_of, place_of, posted, told
 from tierwise.stores.ledger.sql import READ_FACTS
 from tierwise.stores.ledger.sqlite import MOST
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 PATIENCE_S = 3.0  # with a gateway that runs: it looks once a second
 
 READ_ENTRIES = """
-SELECT e.seq, e.at_s, e.kind, e.line, e.subject, e.start_s, e.amount_nano, e.hold, coalesce(h.model, ''),
+SELECT e.seq, e.at_s, e.kind, e.accounts, e.amount_nano, e.hold, coalesce(h.model, ''),
        coalesce(f.value, h.model, ''), e.snapshot, e.note, lower(hex(e.hash))
 FROM entry e LEFT JOIN hold h ON h.id = e.hold LEFT JOIN fact f ON (f.kind, f.name) = ('billed', e.hold)
 WHERE e.at_s >= ? ORDER BY e.seq
@@ -54,7 +54,8 @@ WHERE day >= ?1 / 86400 AND day < ?2 / 86400 AND substr(model, 1, ?3) = ?4
 """
 READ_OPEN = "SELECT count(*) FROM hold WHERE closed_s = 0 AND at_s >= ? AND at_s < ? AND substr(model, 1, ?) = ?"
 READ_VARIANCES = """
-SELECT subject, sum(amount_nano) FROM entry WHERE kind = 'variance' AND line = ? GROUP BY subject
+SELECT j.value ->> 1, sum(amount_nano) FROM entry, json_each(accounts) j
+WHERE kind = 'variance' AND j.value ->> 0 = ? GROUP BY 1
 """
 READ_TOKENS = """
 SELECT hour / 24, model, sum(input_tokens), sum(output_tokens) FROM rollups
@@ -80,26 +81,27 @@ class LedgerReports:
         backup_to(self.path, to)
 
     def entries(self, since_s: int = 0) -> Iterator[dict[str, Any]]:
-        """Every entry since then, in the order they were posted."""
+        """Every posting since then, in the order they were made: each entry once for each of its accounts."""
         with closing(open_reader(self.path)) as connection:
             for row in connection.execute(READ_ENTRIES, (since_s,)):
-                seq, at_s, kind, line, subject, start_s, amount, hold, model, billed, snapshot, note, hash = row
-                yield {
-                    "seq": seq,
-                    "at": _time(at_s),
-                    "kind": kind,
-                    "account": line,
-                    "subject": subject.replace("\x1f", "/"),
-                    "window_starts_at": None if start_s == -NEVER_S else _time(start_s),
-                    "amount_nano": amount,
-                    "amount_usd": usd_text(amount),
-                    "hold": hold,
-                    "model": model,
-                    "billed": billed,
-                    "snapshot": snapshot,
-                    "note": note,
-                    "hash": hash,
-                }
+                seq, at_s, kind, accounts, amount, hold, model, billed, snapshot, note, hash = row
+                for line, subject, start_s in keys_of(accounts):
+                    yield {
+                        "seq": seq,
+                        "at": _time(at_s),
+                        "kind": kind,
+                        "account": line,
+                        "subject": subject.replace("\x1f", "/"),
+                        "window_starts_at": None if start_s == -NEVER_S else _time(start_s),
+                        "amount_nano": amount,
+                        "amount_usd": usd_text(amount),
+                        "hold": hold,
+                        "model": model,
+                        "billed": billed,
+                        "snapshot": snapshot,
+                        "note": note,
+                        "hash": hash,
+                    }
 
     def reconcile(self, data: bytes, provider: str, first_day: int, last_day: int, *, post: bool) -> dict[str, Any]:
         """A provider's bill beside the ledger, days since 1970. `post`: what does not agree is left for the gateway to

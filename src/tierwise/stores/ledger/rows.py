@@ -15,12 +15,12 @@ TOP_UP = "grant "  # what the id of a top-up begins with, among those of holds
 
 
 class Entry(msgspec.Struct, frozen=True, kw_only=True):
-    """One posting on one account; never changed. `amount_nano` of a grant raises the limit, of all others it is spent,
-    and below zero only for a correction or a variance."""
+    """One posting on each of its accounts; never changed. `amount_nano` is posted on every one of them: of a grant it
+    raises the limit, of all others it is spent, and below zero only for a correction or a variance."""
 
     at_s: int
     hold: str  # "" for what belongs to no call
-    account: Key
+    accounts: tuple[Key, ...]
     amount_nano: int
     kind: EntryKind
     snapshot: str = ""  # whose prices it was worked out with
@@ -70,6 +70,19 @@ def row_of(hold: Hold, amount_nano: int, accounts: tuple[Key, ...]) -> HoldRow:
         at_s=hold.at_s,
         snapshot=hold.snapshot,
         accounts=accounts,
+    )
+
+
+def posting(row: HoldRow, kind: EntryKind, amount_nano: int, at_s: int, note: str = "") -> Entry:
+    """What is posted for a call, on all accounts that it stands on."""
+    return Entry(
+        at_s=at_s,
+        hold=row.id,
+        accounts=row.accounts,
+        amount_nano=amount_nano,
+        kind=kind,
+        snapshot=row.snapshot,
+        note=note,
     )
 
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 import functools
 from typing import TYPE_CHECKING
 
+from tierwise.stores.ledger.chain import NOTHING, rechained
+
 if TYPE_CHECKING:
     import apsw
 
@@ -18,13 +20,13 @@ COUNTS = (
     "steps", "open", "first_s", "recent",
 )  # fmt: skip
 ACCOUNT = ("line", "subject", "start_s", *COUNTS, "written_s")
-# The order of HoldRow in `rows`; `accounts` is JSON: [[line, subject, start_s], ...].
+# The order of HoldRow in `rows`; `accounts` is JSON, here and in ENTRY: [[line, subject, start_s], ...].
 HOLD = (
     "id", "request", "model", "amount_nano", "tokens", "steps", "least_nano", "at_s", "snapshot", "accounts", "state",
     "cost_nano", "closed_s",
 )  # fmt: skip
 # The fields that an entry's hash covers, in their order; the hash of the entry before it comes first.
-HASHED = ("seq", "at_s", "hold", "line", "subject", "start_s", "amount_nano", "kind", "snapshot", "note")
+HASHED = ("seq", "at_s", "hold", "accounts", "amount_nano", "kind", "snapshot", "note")
 ENTRY = (*HASHED, "hash")
 FACT = ("kind", "name", "value")
 REQUEST = ("payer", "key", "fingerprint", "decision", "state", "at_s")  # `payer` is JSON
@@ -148,8 +150,38 @@ def create_pruning(connection: apsw.Connection) -> None:
     # fmt: on
 
 
+def name_accounts(connection: apsw.Connection) -> None:
+    """What is posted on several accounts is one entry that names them; the chain is made anew, link by link. Raises
+    apsw.CorruptError for one that is broken."""
+    # fmt: off
+    connection.execute("""
+        ALTER TABLE entry RENAME TO old_entry;
+        CREATE TABLE entry (
+            seq INTEGER PRIMARY KEY,
+            at_s INTEGER NOT NULL,
+            hold TEXT NOT NULL,            -- '' for what belongs to no call
+            accounts TEXT NOT NULL CHECK (accounts != '[]'),
+            amount_nano INTEGER NOT NULL,  -- on each of them
+            kind TEXT NOT NULL
+                CHECK (kind IN ('reported', 'estimated', 'overage', 'suspense', 'correction', 'variance', 'grant')),
+            snapshot TEXT NOT NULL,
+            note TEXT NOT NULL,
+            hash BLOB NOT NULL CHECK (length(hash) = 32),
+            CHECK (amount_nano >= 0 OR kind IN ('correction', 'variance', 'grant'))
+        ) STRICT;
+    """)
+    # fmt: on
+    end = connection.execute(READ_END).get or (0, NOTHING)
+    entries = rechained(connection.execute(READ_OLD_ENTRIES), end)
+    connection.executemany("INSERT INTO entry VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", entries)  # whatever ENTRY is later
+    connection.execute("""
+        UPDATE state SET hash = entry.hash FROM entry WHERE entry.seq = state.seq;
+        DROP TABLE old_entry;
+    """)
+
+
 # The schema's version is the number of these that a file has seen. Only ever add to the end.
-MIGRATIONS = (create_tables, create_facts, create_pruning)
+MIGRATIONS = (create_tables, create_facts, create_pruning, name_accounts)
 
 
 def _rows(table: str, columns: tuple[str, ...], many: int) -> str:
@@ -214,6 +246,10 @@ READ_REQUEST = "SELECT fingerprint, decision, state, at_s FROM request WHERE (pa
 READ_FACT = "SELECT value FROM fact WHERE (kind, name) = (?, ?)"
 READ_FACTS = "SELECT name, value FROM fact WHERE kind = ?"
 READ_ENTRIES = f"SELECT {', '.join(ENTRY)} FROM entry WHERE seq > ? ORDER BY seq LIMIT ?"  # noqa: S608
+READ_OLD_ENTRIES = """
+SELECT seq, at_s, hold, line, subject, start_s, amount_nano, kind, snapshot, note, hash FROM old_entry ORDER BY seq
+"""
+READ_END = "SELECT seq, hash FROM state"
 READ_HASH = "SELECT hash FROM entry WHERE seq = ?"
 READ_LAST_AT = "SELECT at_s FROM entry ORDER BY seq DESC LIMIT 1"
 READ_LAST_SEQ = "SELECT max(seq) FROM entry"
@@ -231,7 +267,9 @@ SELECT line, subject, start_s, posted, entered FROM (
            max(at_s) AS last_s
     FROM (
         SELECT line, subject, start_s, posted_nano AS posted, 0 AS entered, 1 AS there, 0 AS at_s FROM account
-        UNION ALL SELECT line, subject, start_s, 0, amount_nano, 0, at_s FROM entry WHERE kind != 'grant'
+        UNION ALL
+        SELECT j.value ->> 0, j.value ->> 1, j.value ->> 2, 0, amount_nano, 0, at_s FROM entry, json_each(accounts) j
+        WHERE kind != 'grant'
     ) GROUP BY line, subject, start_s
 ) WHERE posted != entered
   AND NOT (there = 0 AND (
@@ -243,7 +281,9 @@ WRONG_CREDIT = """
 SELECT line, subject, start_s, sum(credit), sum(granted) FROM (
     SELECT line, subject, start_s, coalesce(limit_nano, 0) AS credit, 0 AS granted FROM account
     WHERE line >= 'credit/' AND line < 'credit0'
-    UNION ALL SELECT line, subject, start_s, 0, amount_nano FROM entry WHERE kind = 'grant'
+    UNION ALL
+    SELECT j.value ->> 0, j.value ->> 1, j.value ->> 2, 0, amount_nano FROM entry, json_each(accounts) j
+    WHERE kind = 'grant'
 ) GROUP BY line, subject, start_s HAVING sum(credit) != sum(granted)
 """
 # Accounts whose open holds do not sum up to what they say is held.
@@ -266,7 +306,8 @@ WHERE bound_nano IS NOT NULL AND posted_nano + pending_nano > bound_nano + overa
 # was released has corrections alone, when it turns out to have cost something.
 WRONG_CLOSED = """
 SELECT id, cost_nano, json_array_length(accounts), coalesce(e.sum, 0), coalesce(e.first, 0) FROM hold LEFT JOIN (
-    SELECT hold, sum(amount_nano) AS sum, sum(kind IN ('reported', 'estimated', 'suspense')) AS first,
+    SELECT hold, sum(amount_nano * json_array_length(accounts)) AS sum,
+           sum(iif(kind IN ('reported', 'estimated', 'suspense'), json_array_length(accounts), 0)) AS first,
            count(*) = sum(kind = 'correction') AS late
     FROM entry WHERE hold != '' GROUP BY hold
 ) e ON e.hold = hold.id
@@ -281,7 +322,8 @@ AND NOT EXISTS (SELECT 1 FROM hold h WHERE h.id = entry.hold)
 WRONG_PRUNED = """
 SELECT p.calls, p.nano, e.calls, e.nano
 FROM (SELECT coalesce(sum(posted), 0) AS calls, coalesce(sum(posted_nano), 0) AS nano FROM pruned) p,
-     (SELECT count(DISTINCT hold) AS calls, coalesce(sum(amount_nano), 0) AS nano FROM entry
+     (SELECT count(DISTINCT hold) AS calls, coalesce(sum(amount_nano * json_array_length(accounts)), 0) AS nano
+      FROM entry
       WHERE hold != '' AND NOT EXISTS (SELECT 1 FROM hold h WHERE h.id = entry.hold)) e
 WHERE (p.calls, p.nano) != (e.calls, e.nano)
 """
