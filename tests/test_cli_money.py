@@ -364,6 +364,12 @@ def test_export(state: Path, run: Run) -> None:
     assert table[-1]["note"] == "'=1+1"
     assert not any(value.startswith(("=", "+", "-", "@", "\t", "\r")) for row in table for value in row.values())
     assert run("ledger", "export", "--state", str(state), "--since", "2026-11-04").stdout == ""
+    with sqlite3.connect(state / "ledger.sqlite") as tampered:
+        tampered.execute("UPDATE entry SET accounts = 'x' WHERE seq = 2")
+    tampered.close()
+    damaged = run("ledger", "export", "--state", str(state))
+    assert damaged.returncode == 2 and len(damaged.stdout.splitlines()) == 2
+    assert "no sound ledger" in damaged.stderr and "put a backup in its place" in damaged.stderr
     refused = run("ledger", "export", "--state", str(state), "--since", "soon")
     assert refused.returncode == 2 and "--since" in refused.stderr
 

@@ -11,6 +11,7 @@ import msgspec
 Row = tuple[object, ...]
 NOTHING = bytes(32)  # what the first entry's hash begins with
 
+_SAYS_MORE = "; `tierwise ledger audit` of the version that wrote it says what else is wrong"
 _encode = msgspec.json.Encoder().encode
 
 
@@ -23,7 +24,7 @@ def not_as_written(seq: int, hold: str, amount_nano: int) -> str:
     return f"entry {seq} (hold {hold!r}, {amount_nano} n$) is not as it was written"
 
 
-def rechained(rows: Iterable[tuple[Any, ...]], end: Any) -> Iterator[Row]:
+def rechained(rows: Iterable[tuple[Any, ...]], end: tuple[int, bytes]) -> Iterator[Row]:
     """Entries of the first three schemas, on one account each, as those of today: with new hashes, after a look at the
     old ones. `end`: the (number, old hash) of the last. Raises apsw.CorruptError where the old chain is broken,
     for a new one would make it look whole."""
@@ -43,6 +44,3 @@ def rechained(rows: Iterable[tuple[Any, ...]], end: Any) -> Iterator[Row]:
         yield (*anew, new)
     if (seq, old) != end:
         raise apsw.CorruptError(f"the entries end at {seq} and not, as they did, at {end[0]}{_SAYS_MORE}")
-
-
-_SAYS_MORE = "; `tierwise ledger audit` of the version that wrote it says what else is wrong"

@@ -21,15 +21,17 @@ import msgspec
 from tierwise.core.errors import TierwiseError
 from tierwise.core.keys import Variance
 from tierwise.core.money import usd_text
+from tierwise.stores.ledger.accounts import Key
 from tierwise.stores.ledger.audit import audit
 from tierwise.stores.ledger.bills import DAY_S, Bill, read_bill
 from tierwise.stores.ledger.copies import backup_to
-from tierwise.stores.ledger.file import Holder, beside, keys_of, open_reader
+from tierwise.stores.ledger.file import LEDGER, Holder, beside, keys_of, open_reader
 from tierwise.stores.ledger.reconcile import Ours, Report, compare, line_of, place_of, posted, told
 from tierwise.stores.ledger.sql import READ_FACTS
 from tierwise.stores.ledger.sqlite import MOST
 from tierwise.stores.ledger.windows import NEVER_S
 from tierwise.stores.registry import SqliteRegistry
+from tierwise.stores.sqlite_file import explained
 
 if TYPE_CHECKING:
     import apsw
@@ -81,27 +83,16 @@ class LedgerReports:
         backup_to(self.path, to)
 
     def entries(self, since_s: int = 0) -> Iterator[dict[str, Any]]:
-        """Every posting since then, in the order they were made: each entry once for each of its accounts."""
+        """Every posting since then, in the order they were made: each entry once for each of its accounts. Raises
+        ConfigError for one that nobody can read."""
         with closing(open_reader(self.path)) as connection:
             for row in connection.execute(READ_ENTRIES, (since_s,)):
-                seq, at_s, kind, accounts, amount, hold, model, billed, snapshot, note, hash = row
-                for line, subject, start_s in keys_of(accounts):
-                    yield {
-                        "seq": seq,
-                        "at": _time(at_s),
-                        "kind": kind,
-                        "account": line,
-                        "subject": subject.replace("\x1f", "/"),
-                        "window_starts_at": None if start_s == -NEVER_S else _time(start_s),
-                        "amount_nano": amount,
-                        "amount_usd": usd_text(amount),
-                        "hold": hold,
-                        "model": model,
-                        "billed": billed,
-                        "snapshot": snapshot,
-                        "note": note,
-                        "hash": hash,
-                    }
+                try:
+                    accounts = keys_of(row[3])
+                except msgspec.MsgspecError as error:
+                    raise explained(self.path, LEDGER, error) from None
+                for account in accounts:
+                    yield _line(row, account)
 
     def reconcile(self, data: bytes, provider: str, first_day: int, last_day: int, *, post: bool) -> dict[str, Any]:
         """A provider's bill beside the ledger, days since 1970. `post`: what does not agree is left for the gateway to
@@ -194,6 +185,28 @@ class LedgerReports:
 def _done(connection: apsw.Connection) -> set[str]:
     """The ids of the variances that the ledger has."""
     return {name for name, _ in connection.execute(READ_FACTS, ("variance",))}
+
+
+def _line(row: tuple[Any, ...], account: Key) -> dict[str, Any]:
+    """Of the columns of READ_ENTRIES, on one of its accounts."""
+    seq, at_s, kind, _, amount, hold, model, billed, snapshot, note, hash = row
+    line, subject, start_s = account
+    return {
+        "seq": seq,
+        "at": _time(at_s),
+        "kind": kind,
+        "account": line,
+        "subject": subject.replace("\x1f", "/"),
+        "window_starts_at": None if start_s == -NEVER_S else _time(start_s),
+        "amount_nano": amount,
+        "amount_usd": usd_text(amount),
+        "hold": hold,
+        "model": model,
+        "billed": billed,
+        "snapshot": snapshot,
+        "note": note,
+        "hash": hash,
+    }
 
 
 def _time(at_s: int) -> str:
