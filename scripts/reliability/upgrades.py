@@ -172,6 +172,7 @@ async def journal_rows(path: Path, seen: int) -> Any:
         journal.snapshot("5eed", b"prices")
         journal.feedback(Feedback(decision_id="r0", at_s=NOON, score=1.0))
         await journal.close()
+        _made_older("journal", path, seen)
     feedback = [Feedback(decision_id="r0", at_s=NOON, score=1.0)]
     return [a_record(f"r{number}") for number in range(ROWS)], feedback, b"prices"
 
