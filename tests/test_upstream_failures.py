@@ -10,13 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tierwise.core.blame import kind_inside_reply, kind_of
 from tierwise.providers.addresses import forbidden
 from tierwise.providers.failures import (
     MESSAGE_CHARACTERS,
     RETRY_AFTER_CAP_MS,
     clean,
-    kind_inside_reply,
-    kind_of,
     message_of,
     redact,
     retry_after_ms,
@@ -85,6 +84,27 @@ def test_a_wait_is_none_or_within_the_cap_whatever_is_said(headers: dict[str, st
     assert wait is None or (isinstance(wait, int) and 0 <= wait <= RETRY_AFTER_CAP_MS)
 
 
+GOOGLE_WAIT = b"""[{"error": {"code": 429, "status": "RESOURCE_EXHAUSTED", "message": "You exceeded your current quota,
+please check your plan and billing details. Please retry in 34.07s.", "details": [{"@type": "google.rpc.QuotaFailure"},
+{"@type": "type.googleapis.com/google.rpc.RetryInfo", "retryDelay": "34s"}]}}]""".replace(b"\n", b" ")
+
+
+@pytest.mark.parametrize(
+    ("headers", "body", "wait_ms"),
+    [
+        ({}, GOOGLE_WAIT, 34_000),
+        ({"retry-after": "2"}, GOOGLE_WAIT, 2_000),
+        ({}, GOOGLE_WAIT.replace(b'"34s"', b'"34.074824224s"'), 34_075),
+        ({}, GOOGLE_WAIT.replace(b'"34s"', b'"3600s"'), 60_000),
+        ({}, GOOGLE_WAIT.replace(b'"34s"', b'"-3s"'), None),
+        ({}, GOOGLE_WAIT.replace(b'"34s"', b"34"), None),
+        ({}, b'{"error":{"details":{"retryDelay":"1s"}}}', None),
+    ],
+)
+def test_how_long_to_wait_where_the_body_says_it(headers: dict[str, str], body: bytes, wait_ms: int | None) -> None:
+    assert retry_after_ms(headers, NOW_S, body) == wait_ms
+
+
 # ------------------------------------------------------------------------------------------------ messages and kinds
 
 
@@ -100,6 +120,9 @@ def test_a_wait_is_none_or_within_the_cap_whatever_is_said(headers: dict[str, st
         (b"<html><head><title>502 Bad\nGateway</title></head><body>x</body></html>", "502 Bad Gateway"),
         (b"<!DOCTYPE html><body><h1>Blocked</h1> by &lt;policy&gt;</body>", "Blocked by <policy>"),
         (b"no healthy upstream\r\n", "no healthy upstream"),
+        (b'{"error":{"message":"Provider returned error","code":429,"metadata":{"raw":"z is busy"}}}',
+         "Provider returned error: z is busy"),
+        (b'{"error":{"message":"Provider returned error","metadata":{"raw":{}}}}', "Provider returned error"),
         (b"\xff\xfe\x00bad", "\ufffd\ufffdbad"),
         (b"", ""),
         (b'{"error":{"message":"half', '{"error":{"message":"half'),
@@ -233,3 +256,37 @@ def test_a_kind_inside_a_200_is_the_providers_own_word_for_it() -> None:
     assert kind_inside_reply(b'{"error":{"code":"model_not_found"}}') == "not_found"
     assert kind_inside_reply(b'{"error":{"code":200}}') == "garbled"
     assert re.fullmatch(r"\w+", kind_of(418))
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "kind"),
+    [
+        # Google's limit for a minute has the words of OpenAI's account without credit
+        (429, GOOGLE_WAIT, "rate_limited"),
+        (429, b'{"error":{"message":"You exceeded your current quota","type":"insufficient_quota"}}', "auth"),
+        (429, b'{"error":{"message":"suspended","type":"exceeded_current_quota_error"}}', "auth"),
+        (400, b'{"error":{"message":"in good standing","code":"Arrearage"}}', "auth"),
+        (400, b'{"error":{"message":"Billing hard limit","code":"billing_hard_limit_reached"}}', "auth"),
+        (400, b'{"type":"error","error":{"type":"invalid_request_error",'
+              b'"message":"You have reached your specified API usage limits."}}', "auth"),
+        (400, b'{"code":"Client specified an invalid argument","error":"Incorrect API key provided: xx***"}', "auth"),
+        (400, b'[{"error":{"code":400,"message":"API key expired.","status":"INVALID_ARGUMENT"}}]', "auth"),
+        # one request's words are not a wrong key
+        (403, b'{"code":"x","error":"Content violates usage guidelines. Failed check: SAFETY_CHECK_TYPE_BIO"}',
+         "rejected"),
+        (403, b'{"error":{"code":403,"message":"This model requires moderation, and your input was flagged"}}',
+         "rejected"),
+        (403, b'{"code":"permission-denied","error":"Access to the chat endpoint is denied"}', "auth"),
+        # a model that is not there
+        (400, b'{"error":{"message":"Model Not Exist","type":"invalid_request_error"}}', "not_found"),
+        (400, b'{"error":{"message":"a/b is not a valid model ID","code":400}}', "not_found"),
+        (400, b'{"object":"error","message":"Invalid model: a","type":"invalid_model","code":"1500"}', "not_found"),
+        (400, b'{"error":{"message":"gone","code":"model_decommissioned"}}', "not_found"),
+        (404, b'{"error":{"code":"DeploymentNotFound","message":"no such deployment"}}', "not_found"),
+        (400, b'{"error":{"code":"content_filter","status":400,"innererror":{"code":"ResponsibleAI"}}}', "rejected"),
+        (400, b'{"message":"Invalid model: a","type":"invalid_model"}', "rejected"),  # no error, says its shape
+        (498, b'{"error":{"message":"capacity exceeded"}}', "overloaded"),
+    ],
+)  # fmt: skip
+def test_a_refusal_is_known_by_what_its_provider_means(status: int, body: bytes, kind: str) -> None:
+    assert kind_of(status, body) == kind

@@ -1,8 +1,6 @@
-"""What a provider's refusal means: which kind of failure, how long to wait, and what it said, without secrets.
+"""What a provider's refusal says: how long to wait, and its words, without secrets. Its kind is in `core.blame`.
 
-Pure functions of a status, headers and a bounded body; the clock is passed in. Providers differ in their shapes:
-OpenAI and its many relatives send {"error": {"message", "type", "code"}}, Anthropic {"type": "error", "error": {...}},
-proxies in between send HTML or a line of text, and some send an error inside a 200.
+Pure functions of headers and a bounded body; the clock is passed in. Proxies in between send HTML or a line of text.
 """
 
 from __future__ import annotations
@@ -13,17 +11,14 @@ import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import Any
 
-import msgspec
-
-from tierwise.core.episode import FailureKind
+from tierwise.core.blame import said_in
 
 MESSAGE_CHARACTERS = 500
 RETRY_AFTER_CAP_MS = 60_000
 REDACTED = "[redacted]"
 _READ_CHARACTERS = 4_000  # of a message, before it is cleaned and cut to MESSAGE_CHARACTERS
-_SHORTEST_SECRET = 6  # a shorter "key" is a placeholder, and hiding it would blank ordinary words
+SHORTEST_SECRET = 6  # a shorter "key" is a placeholder, and hiding it would blank ordinary words
 
 # Key-shaped words of the providers we know, whoever they belong to: some echo the key they were sent, half masked.
 _SECRETS = (
@@ -34,103 +29,10 @@ _BEARER = r"\b(Bearer|Basic)[ \t]{1,8}[A-Za-z0-9._~+/=*\-]+"
 _SECRETS_TEXT, _BEARER_TEXT = re.compile(_SECRETS), re.compile(_BEARER, re.IGNORECASE)
 _SECRETS_BYTES, _BEARER_BYTES = re.compile(_SECRETS.encode()), re.compile(_BEARER.encode(), re.IGNORECASE)
 
-_BY_STATUS: dict[int, FailureKind] = {
-    401: "auth",
-    402: "auth",  # the account behind our key has no credit: ours to mend, never the caller's
-    403: "auth",
-    404: "not_found",
-    405: "not_found",  # the address is there but is not what we think it is
-    408: "timeout",
-    409: "rate_limited",
-    410: "not_found",
-    423: "rate_limited",
-    425: "rate_limited",
-    429: "rate_limited",
-}
-_BY_NAME: dict[str, FailureKind] = {
-    # what providers say in `error.type` or `error.code`; it is more exact than their status
-    "insufficient_quota": "auth",
-    "billing_error": "auth",
-    "billing_not_active": "auth",
-    "invalid_api_key": "auth",
-    "api_key_invalid": "auth",
-    "authentication_error": "auth",
-    "permission_error": "auth",
-    "permission_denied": "auth",
-    "model_not_found": "not_found",
-    "not_found_error": "not_found",
-    "rate_limit_error": "rate_limited",
-    "rate_limit_exceeded": "rate_limited",
-    "resource_exhausted": "rate_limited",
-    "overloaded_error": "overloaded",
-    "server_error": "overloaded",
-    "api_error": "overloaded",
-    "unavailable": "overloaded",
-    "timeout_error": "timeout",
-    "invalid_request_error": "rejected",
-    "request_too_large": "rejected",
-}
-# These decide whatever the status is; the others only repeat it, less exactly.
-_DECISIVE = frozenset(
-    (
-        "insufficient_quota",
-        "billing_error",
-        "billing_not_active",
-        "invalid_api_key",
-        "api_key_invalid",
-        "model_not_found",
-    )
-)
-# Our account's trouble, sent by some as a 400 or a 429, as if the request were wrong or waiting helped.
-_OURS = ("credit balance is too low", "insufficient balance", "exceeded your current quota", "api key not valid")
-
-
-class _Said(msgspec.Struct, frozen=True):
-    """What could be read of an error body. `names`: its type and code, lower case; `status`: a number given as code."""
-
-    message: str = ""
-    names: tuple[str, ...] = ()
-    status: int = 0
-    found: bool = False
-
-
-def kind_of(status: int, body: bytes = b"") -> FailureKind:
-    """The kind of failure that this status and error body amount to."""
-    said = _read(body)
-    for name in said.names:
-        if name in _DECISIVE:
-            return _BY_NAME[name]
-    if status in (400, 429) and any(words in said.message.lower() for words in _OURS):
-        return "auth"
-    return _kind_of_status(status)
-
-
-def kind_inside_reply(body: bytes) -> FailureKind | None:
-    """The kind of an error that came with status 200; None when the body is no error object at all."""
-    said = _read(body)
-    if not said.found:
-        return None
-    if 400 <= said.status <= 599:
-        return _kind_of_status(said.status)
-    for name in said.names:
-        if name in _BY_NAME:
-            return _BY_NAME[name]
-    return "garbled"
-
-
-def _kind_of_status(status: int) -> FailureKind:
-    if status in _BY_STATUS:
-        return _BY_STATUS[status]
-    if 400 <= status <= 499:
-        return "rejected"
-    if 500 <= status <= 599:
-        return "overloaded"
-    return "garbled"
-
 
 def message_of(body: bytes, secret: str = "") -> str:
     """The provider's own words, for people: at most 500 characters on one line, no control characters, no keys."""
-    text = _read(body).message or _plain(body)
+    text = said_in(body).message or _plain(body)
     return clean(text, secret)
 
 
@@ -145,7 +47,7 @@ def clean(text: str, secret: str = "", limit: int = MESSAGE_CHARACTERS) -> str:
     text = " ".join(text.split())
     if not text.isprintable():
         text = "".join(character for character in text if character.isprintable())
-    if len(secret) >= _SHORTEST_SECRET:
+    if len(secret) >= SHORTEST_SECRET:
         text = text.replace(secret, REDACTED)
     text = _SECRETS_TEXT.sub(REDACTED, _BEARER_TEXT.sub(rf"\1 {REDACTED}", text))
     return text if len(text) <= limit else text[: limit - 1] + "…"
@@ -153,41 +55,10 @@ def clean(text: str, secret: str = "", limit: int = MESSAGE_CHARACTERS) -> str:
 
 def redact(body: bytes, secret: str = "") -> bytes:
     """The same body without the key we sent and without anything shaped like one. Stays valid JSON if it was."""
-    if len(secret) >= _SHORTEST_SECRET:
+    if len(secret) >= SHORTEST_SECRET:
         body = body.replace(secret.encode("utf-8", "replace"), REDACTED.encode())
     body = _BEARER_BYTES.sub(rb"\1 " + REDACTED.encode(), body)
     return _SECRETS_BYTES.sub(REDACTED.encode(), body)
-
-
-def _read(body: bytes) -> _Said:
-    start = body.lstrip()[:1]
-    if start not in (b"{", b"["):
-        return _Said()
-    try:
-        value = msgspec.json.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return _Said()
-    if isinstance(value, list) and value:  # Google wraps its error object in a list
-        value = value[0]
-    if not isinstance(value, dict):
-        return _Said()
-    error = value.get("error")
-    if error is None or error is False:
-        return _Said(message=_first_text(value, "message", "detail", "error_description"))
-    if not isinstance(error, dict):
-        return _Said(message=error if isinstance(error, str) else str(value.get("message", "")), found=True)
-    code = error.get("code")
-    names = tuple(str(error[key]).lower() for key in ("code", "type", "status") if isinstance(error.get(key), str))
-    status = code if isinstance(code, int) and not isinstance(code, bool) else 0
-    return _Said(message=_first_text(error, "message", "detail"), names=names, status=status, found=True)
-
-
-def _first_text(value: dict[str, Any], *keys: str) -> str:
-    for key in keys:
-        found = value.get(key)
-        if isinstance(found, str) and found:
-            return found
-    return ""
 
 
 def _plain(body: bytes) -> str:
@@ -212,12 +83,13 @@ _DURATION = re.compile(
 )
 
 
-def retry_after_ms(headers: Mapping[str, str], now_s: float) -> int | None:
+def retry_after_ms(headers: Mapping[str, str], now_s: float, body: bytes = b"") -> int | None:
     """How long the provider asks us to wait, 0..60,000 ms; None when it did not say, or nothing that makes sense.
 
     `headers` is looked up by lower-case names; `now_s` is wall-clock seconds since 1970. In order: `retry-after-ms`
     (OpenAI), `retry-after` as seconds or as a date (RFC 9110, 10.2.3), then the reset times of whichever rate limit
-    has nothing remaining. A negative wait, or a date that has passed, says nothing that we can use.
+    has nothing remaining, then the `retryDelay` in an error of Google's, who sends no such header. A negative wait, or
+    a date that has passed, says nothing that we can use.
     """
     wait_ms = _seconds(headers.get("retry-after-ms", ""), 1.0)
     if wait_ms is None:
@@ -227,6 +99,8 @@ def retry_after_ms(headers: Mapping[str, str], now_s: float) -> int | None:
             wait_ms = _until_date(said, headers.get("date", ""), now_s)
     if wait_ms is None:
         wait_ms = _until_reset(headers, now_s)
+    if wait_ms is None and body:
+        wait_ms = _duration_ms(said_in(body).wait)
     return None if wait_ms is None else min(math.ceil(wait_ms), RETRY_AFTER_CAP_MS)
 
 

@@ -19,11 +19,12 @@ from urllib.parse import urlsplit
 
 import msgspec
 
+from tierwise.core.blame import kind_inside_reply, kind_of
 from tierwise.core.catalogue import Provider
 from tierwise.core.episode import FailureKind
 from tierwise.core.errors import TierwiseError
 from tierwise.core.ports import Incoming, Outgoing, UpstreamError
-from tierwise.providers.failures import clean, kind_inside_reply, kind_of, message_of, redact, retry_after_ms
+from tierwise.providers.failures import clean, message_of, redact, retry_after_ms
 
 if TYPE_CHECKING:
     from tierwise.providers.call import Call
@@ -223,7 +224,7 @@ async def _failure(call: Call, name: str, outgoing: Outgoing, key: str) -> Upstr
         kind,
         message,
         status=call.status,
-        retry_after_ms=retry_after_ms(call.headers, time.time()),
+        retry_after_ms=retry_after_ms(call.headers, time.time(), body),
         body=redact(body, key),
     )
 

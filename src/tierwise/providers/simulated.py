@@ -13,10 +13,10 @@ from typing import Literal
 
 import msgspec
 
+from tierwise.core.blame import kind_of
 from tierwise.core.catalogue import Deadlines, Model
 from tierwise.core.episode import FailureKind
 from tierwise.core.ports import Outgoing, UpstreamError
-from tierwise.providers.failures import kind_of
 from tierwise.providers.simulated_bodies import error_body, read_chat, read_embedding, tokens_in
 from tierwise.providers.simulated_catalogue import simulated_catalogue
 from tierwise.providers.simulated_dialect import complete, events, whole
