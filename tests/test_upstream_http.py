@@ -337,6 +337,19 @@ async def test_no_key_is_ever_in_an_error(client: HttpUpstream, upstream: FakeUp
     assert KEY[:12] not in error.message
 
 
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("encoding", ["", "gzip"])
+async def test_no_key_is_ever_in_a_reply(
+    client: HttpUpstream, upstream: FakeUpstream, stream: bool, encoding: str
+) -> None:
+    """Some providers send an error that quotes it with status 200, or as an event in the middle of a stream."""
+    said = b'data: {"error":{"message":"Incorrect API key provided: %s"}}\n\n' % KEY.encode()
+    body = gzip.compress(said) if encoding else said
+    kind = "text/event-stream" if stream else "application/json"
+    upstream.script(fake.plain(body, kind, headers=[("Content-Encoding", encoding)] if encoding else ()))
+    assert await whole(client, call(upstream.base_url, stream=stream)) == said.replace(KEY.encode(), b"[redacted]")
+
+
 async def test_a_key_cut_in_two_by_the_bound_on_error_bodies_is_not_shown(upstream: FakeUpstream) -> None:
     odd = "q7Zr" * 10  # a key of no known shape
     client = HttpUpstream(lambda _: odd)

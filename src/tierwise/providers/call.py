@@ -23,10 +23,12 @@ from multidict import CIMultiDictProxy
 from tierwise.core.catalogue import Deadlines
 from tierwise.core.episode import FailureKind
 from tierwise.core.ports import UpstreamError
+from tierwise.providers.failures import REDACTED
 from tierwise.providers.inflate import Bomb, Broken, Inflater
 from tierwise.providers.pool import HEADER_LINE_BYTES, HEADER_LINES, Line
 
 ERROR_BODY_BYTES = 64 * 1024
+HIDDEN = REDACTED.encode()
 _ERROR_BODY_S = 2.0  # the status is known; its explanation is not worth a longer wait
 _INTERIM_REPLIES = 16  # 1xx replies before the real one
 _JOIN_BYTES = 64 * 1024  # a body up to this size goes out with its head, in one packet train
@@ -58,6 +60,7 @@ class Call:
         "body_limit",
         "content_type",
         "headers",
+        "secret",
         "status",
         "unknown_encoding",
     )
@@ -77,6 +80,7 @@ class Call:
         self.body_limit = body_limit
         self.status = 0
         self.content_type = ""
+        self.secret = b""  # our key, which no byte of the reply that is handed on may hold
         self.unknown_encoding = ""  # a content-encoding that we cannot undo; the body is of no use then
         self.headers: CIMultiDictProxy[str]
         self._payload: aiohttp.StreamReader = EMPTY_PAYLOAD  # until the head is here
@@ -163,7 +167,7 @@ class Call:
             pieces.append(piece)
         if not size:
             raise self._fail("garbled", f"{self._name} answered {self.status} with an empty body")
-        return first if len(pieces) == 1 else b"".join(pieces)
+        return first if len(pieces) == 1 else self._hidden(b"".join(pieces))
 
     def _too_large(self, how: str) -> UpstreamError:
         return self._fail("too_large", f"{self._name}: the reply {how}; at most {self.body_limit} bytes are read")
@@ -202,7 +206,15 @@ class Call:
         raise StopAsyncIteration
 
     async def _next(self) -> bytes:
-        """The next bytes of the decoded body, b"" at its end. Raises UpstreamError, and lets go when it does."""
+        """The next bytes of the decoded body, b"" at its end. Raises UpstreamError, and lets go when it does.
+
+        Some providers quote the key that they were sent, and some of those in a reply with status 200."""
+        return self._hidden(await self._decoded())
+
+    def _hidden(self, data: bytes) -> bytes:
+        return data.replace(self.secret, HIDDEN) if self.secret and self.secret in data else data
+
+    async def _decoded(self) -> bytes:
         while True:
             if self._pieces is not None:
                 piece = self._inflate(self._pieces)

@@ -24,7 +24,7 @@ from tierwise.core.catalogue import Provider
 from tierwise.core.episode import FailureKind
 from tierwise.core.errors import TierwiseError
 from tierwise.core.ports import Incoming, Outgoing, UpstreamError
-from tierwise.providers.failures import clean, message_of, redact, retry_after_ms
+from tierwise.providers.failures import SHORTEST_SECRET, clean, message_of, redact, retry_after_ms
 
 if TYPE_CHECKING:
     from tierwise.providers.call import Call
@@ -80,6 +80,7 @@ class HttpUpstream:
         connection = await pool.connect(address.target, connect_ms / 1000, provider.name)
         limit = EMBEDDINGS_BODY_BYTES if outgoing.path == "embeddings" else BODY_BYTES
         call = self._call(connection, pool.loop, provider.name, deadlines, start_s, limit)
+        call.secret = key.encode() if len(key) >= SHORTEST_SECRET else b""
         outgoing.departure.gone = True
         try:
             await call.ask(head, outgoing.body)
