@@ -27,7 +27,6 @@ from tierwise.wire.schema import valid
         (completion(None, "stop", tool_calls=[call()]), "openai_chat", "tool_use"),
         (completion(None, refusal="No."), "openai_chat", "refusal"),
         (completion(finish=None), "openai_chat", "unknown"),
-        (completion(finish="error"), "openai_chat", "error"),
         (anthropic(TEXT), "anthropic", "end"),
         (anthropic(TEXT, stop="max_tokens"), "anthropic", "length"),
         (anthropic(TEXT, stop="stop_sequence"), "anthropic", "stop_sequence"),

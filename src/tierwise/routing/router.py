@@ -336,7 +336,7 @@ class Router:
             return wire.read_reply(wire.wire_of(provider, sent.path), body, asked, compared=compared)
         except Garbled as error:
             told = error.usage if error.usage is not None and is_told(error.usage, wrote=True) else None
-            raise UpstreamError("garbled", str(error), status=200, body=body, usage=told) from None
+            raise UpstreamError(error.kind, str(error), status=200, body=body, usage=told) from None
 
     async def _replied(
         self, trace: Trace, attempt: Attempt, reply: Reply, began: float, replies: dict[int, Reply]

@@ -213,7 +213,7 @@ class _Story:
             return wire.read_reply(spoken, body, None if graded else self._trace.request, compared=not graded)
         except Garbled as error:
             usage = error.usage if error.usage is not None and is_told(error.usage, wrote=True) else None
-            raise UpstreamError("garbled", str(error), status=200, body=body, usage=usage) from None
+            raise UpstreamError(error.kind, str(error), status=200, body=body, usage=usage) from None
 
     def _keep(self, event: Replied | Failed | Told) -> None:
         episode = self._trace.episode

@@ -6,6 +6,8 @@ that comes first (the provider's, an error's, the caller's) is the one that coun
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import io
 import time
 from functools import partial
@@ -41,6 +43,8 @@ _CHARACTERS_BEFORE_COUNTING = 2  # for each token of the ceiling; a shorter repl
 # right after them (overloaded ones do) can still be replaced. Never longer than this, and never more than this.
 _HELD_BACK_S = 5.0
 _HELD_BACK_BYTES = 16_384
+# What a provider still sends after the end is nobody's, but its connection can be used again when the body has ended.
+AFTER_END_S = 1.0
 CHECKPOINT_S = 1.0  # between two notes to the ledger of what has been streamed
 
 
@@ -98,7 +102,7 @@ class Streamed:
                 self._pending += self._relay.feed(chunk)
                 meter = self._relay.meter
                 if meter.error and not meter.output_characters:
-                    raise UpstreamError("overloaded", meter.error)
+                    raise UpstreamError(meter.error_kind, meter.error)
                 if meter.done and not meter.output_characters and not meter.stop:
                     raise Garbled("the stream ended without saying anything")
         except Garbled as error:
@@ -141,7 +145,7 @@ class Streamed:
     async def _next(self) -> bytes:
         """The next bytes, b"" when this chunk gave none; ends the stream when the provider does."""
         try:
-            chunk = await anext(self._chunks, None)
+            chunk = None if self._relay.meter.done else await anext(self._chunks, None)
             if chunk is not None:
                 out = self._relay.feed(chunk)
                 if time.monotonic() >= self._checkpoint_at:
@@ -159,6 +163,8 @@ class Streamed:
         except Garbled as error:
             return self._break(f"{self._attempt.model.id} sent no proper stream: {error}", "upstream_garbled")
         meter = self._relay.meter
+        if meter.done:
+            await self._see_it_out()
         out = self._relay.finish()
         complete = meter.done and not meter.error
         model = self._attempt.model
@@ -168,6 +174,14 @@ class Streamed:
             self._books.failed(model.id, UpstreamError("cut", meter.error or "the stream ended before its end"))
         self._end("answered" if complete else "broken", "" if complete else "cut")
         return out
+
+    async def _see_it_out(self) -> None:
+        """The reply is whole, whatever happens to its connection now. A provider that keeps it open after the end, or
+        breaks it, keeps no caller waiting and has not failed."""
+        with contextlib.suppress(UpstreamError, TimeoutError):
+            async with asyncio.timeout(AFTER_END_S):
+                while await anext(self._chunks, None) is not None:
+                    pass
 
     def _checkpoint(self) -> None:
         """What is charged at least, should this process die now."""

@@ -9,18 +9,20 @@ from typing import Any, Protocol
 import msgspec
 
 from tierwise.core.catalogue import Provider
-from tierwise.core.episode import ReplyFacts
+from tierwise.core.episode import FailureKind, ReplyFacts
 from tierwise.core.errors import RequestError
 from tierwise.core.money import Service, Usage
 from tierwise.core.request import Request
 
 
 class Garbled(Exception):
-    """A provider's 200 that is no reply. `usage` is what could be read of it all the same."""
+    """A provider's 200 that is no reply. `usage` is what could be read of it all the same; `kind` what it is, where the
+    provider says so: an error that came in place of a reply."""
 
-    def __init__(self, message: str, usage: Usage | None = None) -> None:
+    def __init__(self, message: str, usage: Usage | None = None, kind: FailureKind = "garbled") -> None:
         super().__init__(message)
         self.usage = usage
+        self.kind = kind
 
 
 class Shape(msgspec.Struct, frozen=True, kw_only=True):
@@ -77,6 +79,7 @@ class Meter:
         "confidence_sum",
         "done",
         "error",
+        "error_kind",
         "output_characters",
         "served",
         "service",
@@ -95,6 +98,7 @@ class Meter:
         self.text = io.StringIO()  # generated and not yet counted, bounded; whoever counts it puts a new one here
         self.done = False  # the stream came to its own end
         self.error = ""  # an error event inside the stream
+        self.error_kind: FailureKind = "overloaded"  # what it is, by its own words
         self.unread_bytes = 0  # from the event on that nobody could read, as far as it came
         self.confidence_sum = 0.0
         self.confidence_n = 0

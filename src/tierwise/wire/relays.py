@@ -50,7 +50,7 @@ class _Base:
     def feed(self, chunk: bytes) -> bytes:
         if self._broken is not None:
             raise self._broken
-        if self._over and not self.meter.error:
+        if self.meter.done or (self._over and not self.meter.error):
             return b""  # after the end; what a provider still sends is nobody's
         out: list[bytes] = []
         events: list[bytes] = []
@@ -60,6 +60,8 @@ class _Base:
             for raw in events:
                 self._take(raw, out)
                 taken += 1
+                if self.meter.done:
+                    break  # as if the rest had come in another chunk
         except Garbled as error:
             error.usage = error.usage or self.meter.usage
             self.meter.unread_bytes = sum(map(len, events[taken:])) + len(self._splitter.rest())

@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 
+from tierwise.core.blame import kind_said, said_of
 from tierwise.core.episode import ReplyFacts
 from tierwise.core.money import Usage
 from tierwise.core.request import Request
@@ -43,6 +44,8 @@ ANTHROPIC_STOPS: dict[str, Stop] = {
     "tool_use": "tool_use",
     "refusal": "refusal",
 }
+
+BROKEN_OFF = "the provider broke the reply off with an error"
 
 
 def load_reply(body: bytes) -> tuple[Json, bytes]:
@@ -105,7 +108,7 @@ def read_embeddings(body: bytes) -> Reply:
     usage = from_openai(tree.get("usage"))
     data = tree.get("data")
     if type(data) is not list or not data or not all(type(one) is dict and one.get("embedding") for one in data):
-        raise Garbled(_fault(tree) or "the reply holds no embeddings", usage)
+        raise _fault(tree, usage) or Garbled("the reply holds no embeddings", usage)
     return Reply(
         wire="openai_embeddings",
         body=body,
@@ -157,13 +160,15 @@ def _string(value: Any) -> str:
     return value if type(value) is str else ""
 
 
-def _fault(tree: Json) -> str:
-    """The words of an error that came with status 200, bounded; "" when there is none."""
+def _fault(tree: Json, usage: Usage | None) -> Garbled | None:
+    """An error that came with status 200, its words bounded; None when there is none. One that tells of tokens is
+    billed, so it is the reply of that call, whatever it says."""
     error = tree.get("error")
     if error is None:
-        return ""
-    message = error.get("message") if type(error) is dict else error
-    return f"the provider reported an error: {str(message)[:300]}"
+        return None
+    said = said_of(error)
+    kind = kind_said(said) if usage is None else "garbled"
+    return Garbled(f"the provider reported an error: {(said.message or str(error))[:300]}", usage, kind)
 
 
 # ------------------------------------------------------------------------------------------------ OpenAI
@@ -172,16 +177,18 @@ def _fault(tree: Json) -> str:
 def openai_answer(tree: Json, usage: Usage | None) -> Answer:
     """Raises Garbled when there is no choice with a message."""
     choices = tree.get("choices")
-    if tree.get("error") is not None and not choices:
-        raise Garbled(_fault(tree), usage)
     if type(choices) is not list or not choices:
-        raise Garbled("the reply holds no choices", usage)
-    found = []
+        raise _fault(tree, usage) or Garbled("the reply holds no choices", usage)
+    found: list[Choice] = []
     for choice in choices:
         message = choice.get("message") if type(choice) is dict else None
         if type(message) is not dict:
             raise Garbled("a choice of the reply holds no message", usage)
-        found.append(_openai_choice(choice, message))
+        one = _openai_choice(choice, message)
+        if one.stop == "error":  # OpenRouter, vLLM: half a reply, which is billed, or nothing, which is not
+            fault = _fault(choice, usage) or Garbled(BROKEN_OFF, usage)
+            raise Garbled(str(fault), usage) if one.blocks else fault
+        found.append(one)
     created = tree.get("created")
     return Answer(
         id=_string(tree.get("id")),
@@ -267,7 +274,7 @@ class _RawMessage(msgspec.Struct):
 def anthropic_answer(tree: Json, body: bytes, usage: Usage | None) -> Answer:
     """Raises Garbled when there is no content. Arguments of tool calls keep their bytes."""
     if tree.get("type") == "error" or (tree.get("error") is not None and "content" not in tree):
-        raise Garbled(_fault(tree) or "the provider reported an error", usage)
+        raise _fault(tree, usage) or Garbled("the provider reported an error", usage)
     content = tree.get("content")
     if type(content) is not list:
         raise Garbled("the reply holds no content", usage)

@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 
+from tierwise.core.blame import kind_said, said_of
 from tierwise.wire.contract import Garbled, Meter
 from tierwise.wire.neutral import (
     Began,
@@ -27,7 +28,7 @@ from tierwise.wire.neutral import (
     Waited,
     safe_id,
 )
-from tierwise.wire.replies import ANTHROPIC_STOPS, OPENAI_STOPS, load_reply, openai_part
+from tierwise.wire.replies import ANTHROPIC_STOPS, BROKEN_OFF, OPENAI_STOPS, load_reply, openai_part
 from tierwise.wire.usage import from_anthropic, from_openai, served_at
 
 Json = dict[str, Any]
@@ -60,6 +61,7 @@ class Choice(msgspec.Struct, gc=False):
     delta: Delta | None = None
     finish_reason: str | None = None
     logprobs: Json | None = None
+    error: Any = None
 
 
 class Chunk(msgspec.Struct, gc=False):
@@ -108,10 +110,15 @@ def _loose(kind: type[Any], tree: Any) -> Any:
 
 def error_text(error: Any) -> str:
     """The words of a provider's error, bounded."""
-    message = error.get("message") if type(error) is dict else error
-    if type(message) is not str:
-        message = json.dumps(error, default=str)
+    message = said_of(error).message or json.dumps(error, default=str)
     return message[:MAX_ERROR_CHARACTERS] or "the provider reported an error"
+
+
+def note_error(meter: Meter, error: Any) -> None:
+    """The provider has said that it broke off, and perhaps why."""
+    if (kind := kind_said(said_of(error))) != "garbled":
+        meter.error_kind = kind
+    meter.error = error_text(error)
 
 
 def keep(meter: Meter, text: str) -> None:
@@ -153,7 +160,7 @@ class OpenAISource:
         if not chunk.error:
             chunk.error = None  # an empty error is none: some servers write the field into every chunk
         else:
-            meter.error = error_text(chunk.error)
+            note_error(meter, chunk.error)
         if chunk.model:
             meter.served = chunk.model
         if chunk.service_tier:
@@ -168,8 +175,11 @@ class OpenAISource:
                 self._measure(choice.delta)
             if choice.finish_reason:
                 self.finished.add(choice.index)
+                stop = OPENAI_STOPS.get(choice.finish_reason.lower(), "unknown")
                 if choice.index == 0:
-                    meter.stop = OPENAI_STOPS.get(choice.finish_reason.lower(), "unknown")
+                    meter.stop = stop
+                if stop == "error" and not meter.error:  # OpenRouter, vLLM: half a reply, if that
+                    note_error(meter, choice.error or BROKEN_OFF)
             if choice.logprobs is not None and choice.index == 0:
                 _measure_logprobs(meter, choice.logprobs)
         return chunk
@@ -342,7 +352,7 @@ class AnthropicSource:
             case "message_stop":
                 self.complete = self.ended = True
             case "error":
-                meter.error = error_text(event.error)
+                note_error(meter, event.error)
             case "":
                 raise Garbled("an event of the provider's stream has no type", meter.usage)
         return event
