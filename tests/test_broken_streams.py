@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.streams import CALLERS, begin, chat, chunk, events, hear, text_chunk
+from tests.support.streams import CALLERS, begin, chat, chunk, events, hear, message, text_chunk
 from tests.support.wire_replies import completion
 from tierwise import wire
 
@@ -97,3 +97,40 @@ def test_a_call_in_the_old_form_is_counted_and_passed_on() -> None:
 def test_a_whole_reply_may_begin_with_a_byte_order_mark() -> None:
     reply = wire.read_reply("openai_chat", BOM + completion("Paris"), chat(stream=False, stream_options=None))
     assert reply.text == "Paris" and BOM not in reply.body
+
+
+def test_calls_without_ids_or_places_are_told_apart_by_their_whole_arguments() -> None:
+    """Gemini's ids were empty: a name that comes again after whole arguments is another call."""
+    relay = begin("anthropic", "openai")
+    stream = called({"id": "", "function": {"name": "f", "arguments": '{"x":1}'}})
+    stream += called({"id": "", "function": {"name": "f", "arguments": '{"x":2}'}})
+    stream += called({"id": "", "function": {"name": "g", "arguments": "{}"}}) + ended("stop") + DONE
+    out = relay.feed(stream)
+    assert tool_uses(out) == [("f", {"x": 1}), ("f", {"x": 2}), ("g", {})]
+    assert len({id for id, _, _ in hear("anthropic", out).calls}) == 3
+
+
+def test_a_name_that_is_repeated_with_each_piece_is_still_one_call() -> None:
+    relay = begin("anthropic", "openai")
+    pieces = ('{"x":', '"}"', "}", "")
+    stream = b"".join(called({"index": 0, "function": {"name": "f", "arguments": piece}}) for piece in pieces)
+    assert tool_uses(relay.feed(stream + ended("tool_calls") + DONE)) == [("f", {"x": "}"})]
+
+
+def test_calls_without_ids_have_other_ones_in_each_reply() -> None:
+    """Anthropic refuses a conversation in which two calls have the same."""
+    call = {"function": {"name": "f", "arguments": "{}"}}
+    found = set()
+    for reply_id in ("chatcmpl-1", "chatcmpl-2"):
+        tree = json.loads(completion(None, "tool_calls", tool_calls=[call, call])) | {"id": reply_id}
+        bill = wire.Bill(cost_usd=0.0, decision="d", model="m")
+        request = message(stream=False)
+        out = json.loads(wire.deliver(request, wire.read_reply("openai", json.dumps(tree).encode(), None), bill))
+        found |= {block["id"] for block in out["content"]}
+    assert len(found) == 4
+
+
+def test_data_of_several_lines_without_an_event_name_stays_one_event() -> None:
+    relay = begin("anthropic", "anthropic")
+    out = relay.feed(b'data: {"type":\ndata: "ping"}\n\n')
+    assert events(out) == [("ping", '{"type": "ping"}')]

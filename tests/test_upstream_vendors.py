@@ -12,7 +12,7 @@ import pytest
 
 from tests.support.callers import DIALECTS, Dialect
 from tests.support.gateway import CANARY, CHEAP, DEAR, Gateway, attempts_of, world
-from tests.support.replies import openai_body, openai_events
+from tests.support.replies import anthropic_events, openai_body, openai_events
 from tests.support.upstream import (
     TEXT,
     Exchange,
@@ -199,3 +199,19 @@ async def test_a_key_that_a_provider_quotes_with_status_200_reaches_nobody(
             heard = await gateway.ask(dialect, stream=stream or None)
             assert heard.status == (200 if stream and begun else 502)
             assert b"[redacted]" in heard.body
+
+
+@pytest.mark.parametrize("dialect", DIALECTS, ids=lambda dialect: dialect.name)
+async def test_a_messages_stream_without_event_names_or_with_the_other_formats_end(
+    tmp_path: Path, dialect: Dialect
+) -> None:
+    """Clients of that format go by the names, and take nothing for whole that has no `message_stop`."""
+    events = anthropic_events("cheap")
+    unnamed = [each[each.index(b"data: ") :] for each in events]
+    async with FakeUpstream() as one, Gateway(tmp_path, world(one, wire="anthropic")) as gateway:
+        one.script(sse(unnamed), sse([*events[:-1], b"data: [DONE]\n\n"]), sse([*events, b"data: [DONE]\n\n"]))
+        for _ in range(3):
+            heard = await gateway.ask(dialect, stream=True)
+            assert (heard.status, heard.text, heard.whole) == (200, TEXT, True), heard
+            assert dialect.name != "anthropic" or all(name == data["type"] for name, data in heard.events)
+            assert (await gateway.last()).outcome.status == "answered"

@@ -213,6 +213,19 @@ class Waited(msgspec.Struct, frozen=True, gc=False):
 
 Piece = Began | Said | Thought | Signed | Sealed | CallBegan | CallSaid | Stopped | Waited
 
+
+def are_whole(arguments: list[str]) -> bool:
+    """Whether the arguments of a call, as far as they have come, are one JSON value."""
+    text = "".join(arguments)
+    if not text.rstrip().endswith(("}", "]")):
+        return False
+    try:
+        msgspec.json.decode(text)
+    except (msgspec.MsgspecError, UnicodeError, RecursionError):
+        return False
+    return True
+
+
 # ------------------------------------------------------------------------------------------------ tool-call ids
 
 _SAFE_ID = re.compile(r"[a-zA-Z0-9_-]{1,40}\Z")

@@ -219,9 +219,15 @@ class AnthropicPass(_Base):
         self._held: tuple[bytes, bytes] | None = None  # the last message_delta, raw and data, until no later one comes
 
     def _event(self, raw: bytes, name: bytes, data: bytes, out: list[bytes]) -> None:
+        if data == b"[DONE]":  # some relatives end as the other format does
+            if not self._over and self._source.complete:
+                self._end(out)
+            return
         event = self._source.read(data)
         if self._over:
             return
+        if not name and event.type.isidentifier():  # clients of this format go by the name of an event
+            raw = sse.event(event.type, self._source.data.replace(b"\n", b" "))
         if self._held is not None and event.type != "ping":
             out.append(self._held[0] if event.type == "message_delta" else self._annotated(self._held[1]))
             self._held = None

@@ -16,7 +16,7 @@ from tierwise.core.money import Usage
 from tierwise.core.request import Request
 from tierwise.wire.contract import Garbled, Reply
 from tierwise.wire.facts import confidence, facts
-from tierwise.wire.neutral import Answer, Block, Choice, Other, Redacted, Stop, Text, Thinking, ToolUse
+from tierwise.wire.neutral import Answer, Block, Choice, Other, Redacted, Stop, Text, Thinking, ToolUse, safe_id
 from tierwise.wire.usage import from_anthropic, from_openai, served_at
 
 Json = dict[str, Any]
@@ -184,7 +184,7 @@ def openai_answer(tree: Json, usage: Usage | None) -> Answer:
         message = choice.get("message") if type(choice) is dict else None
         if type(message) is not dict:
             raise Garbled("a choice of the reply holds no message", usage)
-        one = _openai_choice(choice, message)
+        one = _openai_choice(choice, message, f"{tree.get('id')}:{len(found)}")
         if one.stop == "error":  # OpenRouter, vLLM: half a reply, which is billed, or nothing, which is not
             fault = _fault(choice, usage) or Garbled(BROKEN_OFF, usage)
             raise Garbled(str(fault), usage) if one.blocks else fault
@@ -199,7 +199,8 @@ def openai_answer(tree: Json, usage: Usage | None) -> Answer:
     )
 
 
-def _openai_choice(choice: Json, message: Json) -> Choice:
+def _openai_choice(choice: Json, message: Json, place: str) -> Choice:
+    """`place`: of the choice, for the ids of calls that came without one: no two of a conversation may be alike."""
     blocks: list[Block] = []
     reasoning = message.get("reasoning_content") or message.get("reasoning")
     if type(reasoning) is str:
@@ -221,7 +222,7 @@ def _openai_choice(choice: Json, message: Json) -> Choice:
         if type(function) is dict:
             blocks.append(
                 ToolUse(
-                    _string(call.get("id")) or f"call_{index}",
+                    _string(call.get("id")) or safe_id(f"{place}:{index}"),
                     _string(function.get("name")),
                     _arguments(function.get("arguments", function.get("input"))),
                 )

@@ -20,6 +20,7 @@ from tierwise.wire.neutral import (
     Stopped,
     Thought,
     Waited,
+    are_whole,
     safe_id,
 )
 from tierwise.wire.usage import billed, to_anthropic, to_openai
@@ -144,8 +145,8 @@ class AnthropicSink:
             if isinstance(piece, CallSaid) and piece.index == opened.call:
                 opened.arguments.append(piece.arguments)
                 out += self._delta({"type": "input_json_delta", "partial_json": piece.arguments})
-                return out + self._drain() if self._waiting and _whole(opened.arguments) else out
-            if not _whole(opened.arguments):
+                return out + self._drain() if self._waiting and are_whole(opened.arguments) else out
+            if not are_whole(opened.arguments):
                 self._waiting.append(piece)
                 return out
         return out + self._drain() + self._write(piece)
@@ -229,15 +230,3 @@ class AnthropicSink:
             self._closed_calls.add(self._open.call)
         self._open = None
         return sse.event("content_block_stop", _encode({"type": "content_block_stop", "index": self._index}))
-
-
-def _whole(arguments: list[str]) -> bool:
-    """Whether the arguments so far are one JSON value."""
-    text = "".join(arguments)
-    if not text.rstrip().endswith(("}", "]")):
-        return False
-    try:
-        msgspec.json.decode(text)
-    except (msgspec.MsgspecError, UnicodeError, RecursionError):
-        return False
-    return True

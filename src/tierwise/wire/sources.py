@@ -26,6 +26,7 @@ from tierwise.wire.neutral import (
     Thinking,
     Thought,
     Waited,
+    are_whole,
     safe_id,
 )
 from tierwise.wire.replies import ANTHROPIC_STOPS, BROKEN_OFF, OPENAI_STOPS, load_reply, openai_part
@@ -141,6 +142,7 @@ class OpenAISource:
         self._calls: dict[tuple[int, int], list[tuple[str, int]]] = {}  # choice, index -> ids in order, our index
         self._count: dict[int, int] = {}  # choice -> calls so far
         self._nameless: dict[tuple[int, int], list[str]] = {}
+        self._idless: dict[tuple[int, int], list[str]] = {}  # arguments so far of the last call, if it has no id
         self._refused: set[int] = set()  # choices
 
     @property
@@ -231,24 +233,33 @@ class OpenAISource:
 
     def _call(self, call: Call, choice: int, *, twice: bool) -> list[Piece]:
         """A call is known by its index, and where a provider gives every call the same index or none, by its id, or
-        by standing in one chunk with another (`twice`): a chunk never holds two pieces of one call."""
+        by standing in one chunk with another (`twice`): a chunk never holds two pieces of one call. Where it gives no
+        ids either (Gemini's were empty), whole arguments are the end of a call when a name comes with others."""
         key = (choice, call.index or 0)
         name = call.function.name if call.function is not None else None
         arguments = _arguments(call.function) if call.function is not None else ""
         known = self._calls.setdefault(key, [])
         found: list[Piece] = []
-        if not known or (name and (twice or (call.id and known[-1][0] != call.id))):
+        if not known or (name and (twice or self._is_other(call, known[-1][0], key, arguments))):
             if not name:  # the name comes with a later piece
                 self._nameless.setdefault(key, []).append(arguments)
                 return []
             number = self._count.get(choice, 0)
             self._count[choice] = number + 1
             known.append((call.id or "", number))
+            self._idless[key] = []
             found.append(CallBegan(number, call.id or safe_id(f"{self.id}:{choice}:{number}"), name, choice))
             arguments = "".join(self._nameless.pop(key, ())) + arguments
         if arguments:
+            if not known[-1][0]:
+                self._idless[key].append(arguments)
             found.append(CallSaid(known[-1][1], arguments, choice))
         return found
+
+    def _is_other(self, call: Call, last: str, key: tuple[int, int], arguments: str) -> bool:
+        if call.id:
+            return call.id != last
+        return bool(arguments) and not last and are_whole(self._idless[key])
 
 
 def _calls(delta: Delta) -> list[Call]:
