@@ -260,6 +260,16 @@ def test_unknown_fields_of_others_pass() -> None:
     assert read("anthropic", {**MESSAGE, "mcp_servers": [], "frobnicate": 1}).model == "auto"
 
 
+@pytest.mark.parametrize("thread", [{"type": "create"}, {"type": "continue", "previous_message_id": "msg_1"}])
+def test_a_thread_is_refused_in_the_words_that_make_the_sdks_send_everything(thread: dict[str, str]) -> None:
+    """Taken as it is, a turn of a thread is half a conversation, and a tool runner's model loses its tools."""
+    error = refused("anthropic", {"model": "auto", "max_tokens": 100, "messages": [], "thread": thread})
+    told = json.loads(wire.codec("anthropic").error(error))["error"]
+    assert (told["type"], told["param"]) == ("invalid_request_error", "thread")
+    assert told["details"] == {"error_code": "thread_unsupported_request", "unsupported": ["thread"]}
+    assert read("anthropic", {**MESSAGE, "thread": None})
+
+
 def test_counting_needs_no_ceiling_and_is_as_strict_otherwise() -> None:
     request = wire.read_count(json.dumps(CHAT).encode(), {})
     assert request.prompt.max_tokens is None

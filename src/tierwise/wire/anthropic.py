@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tierwise.core.errors import RequestError
+from tierwise.core.errors import BadRequest, RequestError
 from tierwise.core.request import Request, Structure, Turn
 from tierwise.wire import faults
 from tierwise.wire.hints import read_hints
@@ -63,6 +63,7 @@ class Anthropic:
     def _read(self, body: bytes, headers: dict[str, str], *, counting: bool) -> Request:
         tree = load(body)
         no_hosts(tree, FIELDS)
+        _unthreaded(tree)
         model = model_name(tree)
         tally = Tally()
         _system(tree, tally)
@@ -203,6 +204,18 @@ def _source(block: Json, at: str, tally: Tally) -> None:
         case _:  # a file by its id, or what a newer version brings
             tally.media.append(str(source.get("file_id") or ""))
             tally.references += 1
+
+
+def _unthreaded(tree: Json) -> None:
+    """A thread lives at one provider and its turns carry only what is new: nobody here could choose, count or hold for
+    what the request does not say. The SDKs know this code by its details; their tool runners then send everything."""
+    if tree.get("thread") is not None:
+        raise BadRequest(
+            "thread: conversations are not kept here; send every message with each request, without `thread`.",
+            code="thread_unsupported_request",
+            param="thread",
+            metadata={"unsupported": ["thread"]},
+        )
 
 
 def _options(tree: Json) -> None:

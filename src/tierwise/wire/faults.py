@@ -44,6 +44,8 @@ def openai_body(error: RequestError, decision: str) -> bytes:
 def anthropic_body(error: RequestError, decision: str) -> bytes:
     """`{"type": "error", "error": {type, message, code, param, metadata}, "request_id"}`."""
     core = _core(error, ANTHROPIC_TYPES, error.metadata)
+    if error.code == "thread_unsupported_request":  # which the SDKs read here, and go on without a thread
+        core["details"] = {"error_code": error.code, **error.metadata}
     return _encode({"type": "error", "error": core, "request_id": decision or None})
 
 
