@@ -57,6 +57,27 @@ def test_usage_halves_of_a_message_are_merged_never_summed() -> None:
     assert relay.meter.usage == Usage(input_tokens=11, output_tokens=8)
 
 
+def _read_at_the_start(out: bytes) -> int:
+    start = next(line for line in out.split(b"\n") if b'"message_start"' in line)
+    found: int = json.loads(start[6:])["message"]["usage"]["input_tokens"]
+    return found
+
+
+def test_a_translated_message_begins_with_our_count_of_its_prompt_and_ends_with_the_providers() -> None:
+    """LangChain JS and AutoGen read a stream's input tokens at its beginning only, and showed 0."""
+    relay = wire.relay(message(), "openai", bill, False, expected_input_tokens=12)
+    out = relay.feed(text_chunk("Hi", "stop") + chunk(choices=[], usage=USAGE) + b"data: [DONE]\n\n") + relay.finish()
+    assert _read_at_the_start(out) == 12
+    assert hear("anthropic", out).usage["input_tokens"] == 10
+    assert relay.meter.usage == Usage(input_tokens=10, output_tokens=5)
+
+
+def test_a_message_that_is_whole_before_it_streams_begins_with_what_was_read() -> None:
+    body = text_chunk("Hi", "stop", usage=USAGE)[6:].replace(b'"delta"', b'"message"')
+    reply = wire.read_reply("openai", body, message())
+    assert _read_at_the_start(wire.deliver_stream(message(), reply, bill(wire.Meter()))) == 10
+
+
 @pytest.mark.parametrize("caller", CALLERS)
 def test_a_stream_without_usage_ends_with_our_own_count(caller: str) -> None:
     asked: list[Usage | None] = []

@@ -151,7 +151,7 @@ Annotate = Callable[[Meter], Bill]
 #   read_reply(wire: str, body: bytes, request: Request | None) -> Reply          raises Garbled
 #   deliver(request: Request, reply: Reply, bill: Bill) -> bytes                  whole, in the caller's format
 #   deliver_stream(request: Request, reply: Reply, bill: Bill) -> bytes           as an event stream of that format
-#   relay(request: Request, wire: str, bill: Annotate, strip_logprobs: bool) -> Relay
+#   relay(request: Request, wire: str, bill: Annotate, strip_logprobs: bool, expected_input_tokens: int) -> Relay
 __all__ = [
     "Annotate",
     "Any",

@@ -32,7 +32,7 @@ from tierwise.wire.neutral import (
 from tierwise.wire.replies import anthropic_answer, load_reply, openai_answer
 from tierwise.wire.sinks import DONE, TO_ANTHROPIC, TO_OPENAI, AnthropicSink, OpenAISink
 from tierwise.wire.strict import raw_fields, raw_items
-from tierwise.wire.usage import billed, guess, to_anthropic, to_openai
+from tierwise.wire.usage import billed, guess, prompt_of, to_anthropic, to_openai
 
 Json = dict[str, Any]
 Raw = msgspec.Raw
@@ -57,7 +57,7 @@ def stream(request: Request, reply: Reply, bill: Bill) -> bytes:
         fields = _same(request, reply, bill, usage)
         return _openai_events(request, fields) if reply.wire == "openai_chat" else _anthropic_events(fields)
     answer = _answer(reply)
-    sink = OpenAISink(request.want_usage) if request.wire == "openai_chat" else AnthropicSink()
+    sink = OpenAISink(request.want_usage) if request.wire == "openai_chat" else AnthropicSink(prompt_of(usage))
     out = [sink.put(piece) for piece in _pieces(answer, bill)]
     return b"".join((*out, sink.end(usage, bill)))
 

@@ -307,14 +307,18 @@ class Translation(_Base):
 
 
 def relay(
-    request: Request, wire: str, bill: Annotate, strip_logprobs: bool
+    request: Request, wire: str, bill: Annotate, strip_logprobs: bool, expected_input_tokens: int = 0
 ) -> OpenAIPass | AnthropicPass | Translation:
-    """`wire`: the provider's format, openai_chat or anthropic (provider rows' openai and simulated are taken too)."""
+    """`wire`: the provider's format, openai_chat or anthropic (provider rows' openai and simulated are taken too).
+
+    `expected_input_tokens`: our count of the prompt. A message of Anthropic's begins with its input tokens, which the
+    other format tells at the end, and many clients read them nowhere else."""
     meter = Meter()
     if wire == "anthropic":
         if request.wire == "anthropic":
             return AnthropicPass(request, bill)
         return Translation(request, bill, OpenAIChat(), AnthropicSource(meter), OpenAISink(request.want_usage))
     if request.wire == "anthropic":
-        return Translation(request, bill, Anthropic(), OpenAISource(meter, request.prompt.n), AnthropicSink())
+        sink = AnthropicSink(Usage(input_tokens=expected_input_tokens))
+        return Translation(request, bill, Anthropic(), OpenAISource(meter, request.prompt.n), sink)
     return OpenAIPass(request, bill, strip_logprobs)

@@ -120,7 +120,9 @@ class AnthropicSink:
     later block waits until the arguments of the open call are whole.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, read: Usage) -> None:
+        """`read`: the prompt's tokens, as far as they are known when the message begins; the end corrects them."""
+        self._read = read
         self._started = False
         self._index = -1
         self._open: _Open | None = None
@@ -181,7 +183,7 @@ class AnthropicSink:
             "content": [],
             "stop_reason": None,
             "stop_sequence": None,
-            "usage": {"input_tokens": 0, "output_tokens": 0},
+            "usage": {**to_anthropic(self._read), "output_tokens": 0},
         }
         return sse.event("message_start", _encode({"type": "message_start", "message": message}))
 

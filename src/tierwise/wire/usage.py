@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
+
 from tierwise.core.money import MAX_TOKENS_REPORTED, Service, Usage
 from tierwise.wire.contract import Bill
 
@@ -105,6 +107,11 @@ def guess(prompt_characters: int, output_characters: int) -> Usage:
         output_tokens=-(-output_characters // CHARACTERS_PER_TOKEN),
         estimated=True,
     )
+
+
+def prompt_of(usage: Usage) -> Usage:
+    """What was read, before anything was written."""
+    return msgspec.structs.replace(usage, output_tokens=0, reasoning_tokens=0, output_audio_tokens=0, web_searches=0)
 
 
 def to_openai(usage: Usage) -> Json:
