@@ -226,23 +226,94 @@ class Order(BaseModel):
     parent: Order | None = None
 
 
-def wanted(schema: dict[str, Any]) -> dict[str, Any]:
-    return {"type": "json_schema", "json_schema": {"name": "wanted", "strict": True, "schema": schema}}
+def wanted(schema: dict[str, Any], strict: bool = True) -> dict[str, Any]:
+    return {"type": "json_schema", "json_schema": {"name": "wanted", "strict": strict, "schema": schema}}
 
 
-async def test_a_strong_model_keeps_to_the_schema_and_a_weak_one_fails_now_and_then() -> None:
-    failed = dict.fromkeys(CHAT, 0)
+@pytest.mark.parametrize("strict", [True, False])
+async def test_a_strong_model_keeps_to_the_schema_and_a_weak_one_fails_now_and_then(strict: bool) -> None:
+    """Held to it as providers hold a model to a strict schema, a weak one is wrong in what it says, never in form."""
+    failed, wrong = dict.fromkeys(CHAT, 0), dict.fromkeys(CHAT, 0)
+    form = wanted(Order.model_json_schema(), strict)
     for model in CHAT:
         for number in range(40):
-            prompt = f"Explain order {number}: paid by ann@example.org, 4 pieces"
-            said = await text(chat(prompt, model, response_format=wanted(Order.model_json_schema())))
+            said = await text(
+                chat(f"Explain order {number}: paid by ann@example.org, 4 pieces", model, response_format=form)
+            )
             try:
-                order = Order.model_validate_json(said)
-                assert (order.email, order.state) == ("ann@example.org", "paid")
+                wrong[model] += Order.model_validate_json(said).email != "ann@example.org"
             except ValueError:
                 failed[model] += 1
-    assert failed["large"] <= 1
-    assert failed["large"] <= failed["medium"] < failed["small"] < 40
+    told, silent = (wrong, failed) if strict else (failed, wrong)
+    assert told["large"] <= 1
+    assert told["large"] <= told["medium"] < told["small"] < 40
+    assert sum(silent.values()) == 0
+
+
+PLACE: dict[str, Any] = {
+    "properties": {"city": {"title": "City", "type": "string"}, "degrees": {"title": "Degrees", "type": "number"}},
+    "required": ["city", "degrees"], "title": "R", "type": "object",
+}  # fmt: skip
+INSTRUCTOR = (
+    "\n            As a genius expert, your task is to understand the content and provide\n            "
+    "the parsed objects in json that match the following json_schema:\n\n\n            "
+    f"{json.dumps(PLACE, indent=2)}\n\n            "
+    "Make sure to return an instance of the JSON, not the schema itself\n"
+)
+LANGCHAIN = (
+    "The output should be formatted as a JSON instance that conforms to the JSON schema below.\n\nAs an example, for "
+    'the schema {"properties": {"foo": {"title": "Foo", "type": "array", "items": {"type": "string"}}}, "required": '
+    '["foo"]}\nthe object {"foo": ["bar", "baz"]} is a well-formatted instance of the schema. The object '
+    '{"properties": {"foo": ["bar", "baz"]}} is not well-formatted.\n\nHere is the output schema:\n```\n'
+    f"{json.dumps(PLACE)}\n```"
+)
+FENCE = "\n\nReturn the correct JSON response within a ```json codeblock. not the JSON_SCHEMA"
+WARM = "It is 21 degrees in Paris. Which city, and how warm?"
+
+
+@pytest.mark.parametrize(
+    ("system", "asked", "fields"),
+    [
+        (INSTRUCTOR, WARM, {"response_format": {"type": "json_object"}}),
+        (INSTRUCTOR, WARM + FENCE, {}),
+        ("", f"{WARM}\n{LANGCHAIN}", {}),
+    ],
+    ids=["instructor JSON", "instructor MD_JSON", "langchain parser"],
+)
+async def test_a_schema_in_the_prompt_is_kept_to(system: str, asked: str, fields: dict[str, Any]) -> None:
+    """What clients write for models without structured output of their own. Examples before it are not meant."""
+    messages = [*([{"role": "system", "content": system}] if system else []), {"role": "user", "content": asked}]
+    said = await text({**chat("", "large"), "messages": messages, **fields})
+    if FENCE in asked:
+        assert said.startswith("```json\n") and said.endswith("\n```")
+        said = said[8:-4]
+    assert json.loads(said) == {"city": "Paris", "degrees": 21}
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        f"What is wrong with this schema? {json.dumps(PLACE)}",  # nobody asks for one
+        f"Tool Args: {json.dumps(PLACE)}\nPlease use a valid JSON format for the Action Input.",
+        'Reply in JSON that follows the schema {"properties": {"city": ',
+        'Return JSON of the schema "properties" ' + '{"a":' * 30_000,
+    ],
+    ids=["talk about one", "tools in words", "cut off", "deep"],
+)
+async def test_what_is_no_demand_for_a_schema_gets_words(asked: str) -> None:
+    assert not (await text(chat(asked, "large"))).startswith(("{", "```json"))
+
+
+async def test_json_mode_stays_json_when_a_weak_model_misses_the_schema() -> None:
+    form = {"type": "json_object"}
+    missed = 0
+    for number in range(40):
+        asked = {"role": "user", "content": f"Explain order {number}: paid by ann@example.org, 4 pieces"}
+        messages = [{"role": "system", "content": INSTRUCTOR}, asked]
+        missed += "degrees" not in json.loads(
+            await text({**chat("", "small", response_format=form), "messages": messages})
+        )
+    assert 0 < missed < 40
 
 
 async def test_json_object_is_json_and_holds_the_answer() -> None:

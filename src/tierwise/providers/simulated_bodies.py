@@ -69,6 +69,7 @@ class NamedTool(msgspec.Struct, frozen=True):
 class NamedSchema(msgspec.Struct, frozen=True):
     name: str
     schema: dict[str, Any] = {}
+    strict: bool | None = None
 
 
 class Format(msgspec.Struct, frozen=True):

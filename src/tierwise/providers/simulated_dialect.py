@@ -11,8 +11,8 @@ import msgspec
 
 from tierwise.core.catalogue import Model
 from tierwise.providers.simulated_bodies import BYTES_PER_TOKEN, ChatBody, NamedTool, rejected, tokens_in
-from tierwise.providers.simulated_mind import Question, Thought, reasoning_of, think
-from tierwise.providers.simulated_schema import clues_of, fill
+from tierwise.providers.simulated_mind import Question, Thought, reasoning_of, think, topic_of
+from tierwise.providers.simulated_schema import clues_of, fill, schema_in
 from tierwise.providers.simulated_skill import Draw, luck
 from tierwise.providers.simulated_tools import ToolCall, calls_for
 
@@ -174,18 +174,26 @@ def _choice(
 
 
 def _formatted(chat: ChatBody, question: Question, thought: Thought, own: Draw) -> str:
-    """The answer as text or JSON. A model that is wrong about a schema leaves something out, or wraps it in chatter."""
+    """The answer as text or JSON. A model that is wrong about a schema leaves something out, or wraps it in chatter;
+    held to it by `strict`, it cannot, and is wrong about what it fills in."""
     wanted = chat.response_format
-    if wanted is None or wanted.type == "text" or thought.text.startswith("{"):
+    if thought.text.startswith("{"):
         return thought.text
     text = "\n".join((question.text, *(result for _, result in question.results)))
-    if wanted.json_schema is None or not wanted.json_schema.schema:
-        return _encode({"answer": thought.value or thought.text}).decode()
-    made = fill(wanted.json_schema.schema, clues_of(text, thought.text, thought.value))
+    named = wanted.json_schema if wanted is not None else None
+    schema, fenced, strict = (named.schema, False, named.strict) if named is not None else ({}, False, False)
+    if not schema and (asked := schema_in(question.system, text)) is not None:
+        schema, text, fenced = asked.schema, asked.rest, asked.fenced and wanted is None
+    if not schema:
+        plain = wanted is None or wanted.type == "text"
+        return thought.text if plain else _encode({"answer": thought.value or thought.text}).decode()
+    right = thought.luck.right
+    made = fill(schema, clues_of(topic_of(text) if strict and not right else text, thought.text, thought.value))
     whole = _encode(made).decode()
-    if thought.luck.right:
-        return whole
-    if isinstance(made, dict) and made and own.of("spoil") < 0.5:
+    if right or strict:
+        return f"```json\n{whole}\n```" if fenced else whole
+    json_mode = wanted is not None and wanted.type == "json_object"  # which promises JSON, if no schema
+    if isinstance(made, dict) and made and (json_mode or own.of("spoil") < 0.5):
         return _encode(dict(list(made.items())[:-1])).decode()
     return f"Here is the JSON:\n{whole[:-1]}"
 

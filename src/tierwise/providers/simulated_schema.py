@@ -7,6 +7,7 @@ bounds and multiples of numbers. What else a schema may say is ignored.
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from typing import Any
@@ -42,6 +43,9 @@ _KINDS: dict[str, type | tuple[type, ...]] = {
     "format": str,
     **dict.fromkeys(("required", "enum", "prefixItems", "anyOf", "oneOf", "allOf"), list),
 }
+_MAX_SEARCHED = 100_000  # characters of a prompt
+_MAX_TRIES = 64  # braces from which a schema may begin
+_DEMAND = re.compile(r"\b(?:match|follow|conform|adhere|compatible|valid|instance|respond|return|output)", re.I)
 _ATOM = re.compile(r"(\[[^\]]+\]|\\.|[^\\\[\]()|])(?:\{(\d{1,4})(?:,\d{0,4})?\}|([*+?]))?")
 
 
@@ -57,6 +61,14 @@ class Clues(msgspec.Struct, frozen=True, kw_only=True):
     value: str = ""
 
 
+class Asked(msgspec.Struct, frozen=True, kw_only=True):
+    """A schema that a prompt spells out. `rest`: the user's text without it; `fenced`: the reply goes into a fence."""
+
+    schema: dict[str, Any]
+    rest: str
+    fenced: bool
+
+
 class _Root:
     """The whole schema, for its references, and how many more values may be made."""
 
@@ -65,6 +77,37 @@ class _Root:
     def __init__(self, schema: Any) -> None:
         self.schema = schema
         self.left = MAX_VALUES
+
+
+def schema_in(system: str, text: str) -> Asked | None:
+    """The schema that the reply must satisfy, where the prompt says so in words: how clients ask for JSON that do not
+    count on the provider's own way. The last one in the user's text, else in the system prompt; earlier ones are
+    examples."""
+    both = f"{system}\n{text}"
+    if '"properties"' not in both or "json" not in both.lower() or not _DEMAND.search(both[:_MAX_SEARCHED]):
+        return None
+    for place, said in enumerate((text, system)):
+        if (found := _last_schema(said[-_MAX_SEARCHED:])) is not None:
+            schema, spelled = found
+            return Asked(schema=schema, rest=text if place else text.replace(spelled, ""), fenced="```json" in both)
+    return None
+
+
+def _last_schema(text: str) -> tuple[dict[str, Any], str] | None:
+    found, place, decoder = None, text.find("{"), json.JSONDecoder()
+    for _ in range(_MAX_TRIES):
+        if place < 0:
+            break
+        end = place + 1
+        try:
+            value, end = decoder.raw_decode(text, place)
+            # A prompt that spells out its tools has schemas as well, and does not call them so.
+            if isinstance(value.get("properties"), dict) and "schema" in text[max(0, place - 80) : place].lower():
+                found = value, text[place:end]
+        except (ValueError, RecursionError):
+            pass
+        place = text.find("{", end)
+    return found
 
 
 def clues_of(text: str, answer: str = "", value: str = "") -> Clues:
