@@ -402,7 +402,9 @@ DOORS: dict[tuple[str, str], Handler] = {
 
 
 def _path(path: str) -> tuple[str, str]:
-    """The path without any leading /v1 (clients add one, two or none), and the dialect that its errors speak."""
+    """The path without any leading /v1 (clients add one, two or none), and the dialect that its errors speak. A base
+    URL that ends in a slash makes two of one."""
+    path = "/" + path.lstrip("/")
     while path.startswith("/v1/"):
         path = path[3:]
     return path, "anthropic" if path.startswith("/messages") else "openai_chat"
