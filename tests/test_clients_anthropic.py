@@ -285,7 +285,7 @@ async def test_a_bearer_token_will_do(room: Bench) -> None:
 async def test_the_headers_say_what_was_decided(client: Any) -> None:
     raw = await done(client.messages.with_raw_response.create(**ask(model="auto")))
     message = await done(raw.parse())
-    assert raw.headers["x-tierwise-decision"] == message.usage.tierwise["decision"]
+    assert raw.headers["x-tierwise-decision"] == message.usage.tierwise["decision"] == message._request_id
     assert raw.headers["x-tierwise-model"] == f"simulated/{message.model}"
     assert float(raw.headers["x-tierwise-cost-usd"]) == message.usage.cost_usd
 

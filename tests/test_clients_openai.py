@@ -256,7 +256,7 @@ async def test_the_headers_say_what_was_decided(client: Any) -> None:
     )
     reply = await done(raw.parse())
     heard = raw.headers
-    assert heard["x-tierwise-decision"] == reply.usage.tierwise["decision"]
+    assert heard["x-tierwise-decision"] == reply.usage.tierwise["decision"] == reply._request_id
     assert heard["x-tierwise-model"] == f"simulated/{reply.model}"
     assert heard["x-tierwise-policy"] == "default"
     assert heard["x-tierwise-reason"].startswith("chosen")
@@ -309,6 +309,7 @@ async def test_a_spent_budget_is_a_402_with_its_figures(client: Any) -> None:
         )
     assert caught.value.status_code == 402
     assert caught.value.code == "budget_exceeded"
+    assert caught.value.request_id == caught.value.response.headers["x-tierwise-decision"]
     assert caught.value.response.headers["x-should-retry"] == "false"
     assert isinstance(caught.value.body, dict)
     assert caught.value.body["metadata"]["limit_usd"] == 0.000001

@@ -30,6 +30,11 @@ TWINS = {OTHER: {"tier": "fast", "price": price(2, 8), "context_tokens": 200_000
 TIMES = ("after_ms", "latency_ms", "first_token_ms", "own_ms", "snapshot", "created_at")
 
 
+def is_told(header: str) -> bool:
+    """The SDKs' request id is the decision's, and told by that."""
+    return header == "retry-after" or (header.startswith("x-") and header != "x-request-id")
+
+
 class Story:
     """One gateway, what was asked of it, and what it said and did: a line for each, in order."""
 
@@ -71,7 +76,7 @@ class Story:
         self.lines.append({
             "note": note,
             "status": heard.status,
-            "headers": {k: v for k, v in heard.headers.items() if k.startswith("x-") or k == "retry-after"},
+            "headers": {k: v for k, v in heard.headers.items() if is_told(k)},
             "said": _said(heard),
             "calls": calls,
             "charged": [f"{each.kind} {each.billed} {each.cost_nano} n$".strip() for _, each in new_charges],

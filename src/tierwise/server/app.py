@@ -26,7 +26,7 @@ from tierwise.server.auth import ANYONE, Identity, Keyring, check_neighbour, che
 from tierwise.server.balance import Followers, balance
 from tierwise.server.forms import converted
 from tierwise.server.guesses import Guesses
-from tierwise.server.headers import trace_headers
+from tierwise.server.headers import id_headers, trace_headers
 from tierwise.server.http import (
     CALLER,
     EVENT_STREAM,
@@ -148,7 +148,7 @@ class App:
     async def fail(self, send: Send, codec: Codec, error: RequestError, more: Headers | None = None) -> None:
         headers: Headers = [JSON, *(more or [])]
         if error.decision:
-            headers.append((b"x-tierwise-decision", error.decision.encode()))
+            headers += id_headers(codec.name, error.decision)
             headers.append((b"x-tierwise-attempts", str(error.attempts).encode()))
         if error.retry_after_s is not None:
             headers.append((b"retry-after", str(error.retry_after_s).encode()))

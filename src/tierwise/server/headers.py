@@ -12,7 +12,7 @@ from tierwise.server.http import Headers
 def trace_headers(trace: Trace, *, begun: bool = False) -> Headers:
     """What the reply's headers say of the decision. `begun`: a stream, whose cost is not known yet."""
     found: Headers = [
-        (b"x-tierwise-decision", trace.episode.id.encode()),
+        *id_headers(trace.request.wire, trace.episode.id),
         (b"x-tierwise-model", _name(trace.routed)),
         (b"x-tierwise-policy", _name(trace.episode.policy)),
         (b"x-tierwise-reason", _name(trace.code)),
@@ -30,6 +30,12 @@ def trace_headers(trace: Trace, *, begun: bool = False) -> Headers:
     if trace.lost:
         found.append((b"x-tierwise-lost", _header("; ".join(trace.lost)[:1_000])))
     return found
+
+
+def id_headers(dialect: str, decision: str) -> Headers:
+    """The decision, also under the name by which the vendors' SDKs tell a request: in `_request_id` and in errors."""
+    id = decision.encode()
+    return [(b"x-tierwise-decision", id), (b"request-id" if dialect == "anthropic" else b"x-request-id", id)]
 
 
 def _usd(nano: int | None) -> bytes:
