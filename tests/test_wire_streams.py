@@ -51,6 +51,9 @@ def test_a_client_of_either_format_hears_what_the_provider_said(name: str, calle
     assert relay.meter.usage == golden.usage
     assert relay.meter.served == golden.served
     assert relay.meter.done and not relay.meter.error
+    things = golden.lost if caller != golden.wire.replace("openai", "openai_chat") else ()
+    assert len(relay.meter.lost) == len(things)
+    assert all(thing in told for thing, told in zip(things, relay.meter.lost, strict=True))
     said = golden.text + golden.thinking + "".join(name + arguments for name, arguments in golden.calls)
     assert Counter(relay.meter.text.getvalue()) == Counter(said + golden.more) - Counter(golden.unsaid)
 

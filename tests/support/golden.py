@@ -21,6 +21,7 @@ class Golden:
     more: str = ""  # counted, and not among what is heard
     unsaid: str = ""  # heard, and not counted: nobody sent it
     usages: int = 1  # in the provider's own format; told once in the other
+    lost: tuple[str, ...] = ()  # the things that the other format cannot say, each by its name
 
 
 Calls = tuple[tuple[str, str], ...]
@@ -37,9 +38,12 @@ def said(
     thought: int = 0,
     served: str = "m-1",
     more: str = "",
+    lost: tuple[str, ...] = (),
 ) -> Golden:
     usage = Usage(input_tokens=read, output_tokens=wrote, reasoning_tokens=thought)
-    return Golden("openai", text, thinking, calls, stop or ("tool_use" if calls else "end"), usage, served, more)
+    return Golden(
+        "openai", text, thinking, calls, stop or ("tool_use" if calls else "end"), usage, served, more, lost=lost
+    )
 
 
 def message(
@@ -51,10 +55,11 @@ def message(
     thought: int = 0,
     unsaid: str = "",
     usages: int = 1,
+    lost: tuple[str, ...] = (),
 ) -> Golden:
     usage = Usage(input_tokens=9, output_tokens=wrote, reasoning_tokens=thought)
     ended = stop or ("tool_use" if calls else "end")
-    return Golden("anthropic", text, "", calls, ended, usage, "claude-m", unsaid=unsaid, usages=usages)
+    return Golden("anthropic", text, "", calls, ended, usage, "claude-m", unsaid=unsaid, usages=usages, lost=lost)
 
 
 WEATHER = ("get_weather", '{"city": "Pa\\u0072is", "n": 1.50}')
@@ -86,7 +91,7 @@ GOLDEN: dict[str, Golden] = {
         (("get_weather", '{"city": "Par\\u0069s", "n": 1.50}'), ("now", "{}")), "tool_use",
         Usage(input_tokens=30, cached_input_tokens=100, cache_write_5m_tokens=5, cache_write_1h_tokens=7,
               output_tokens=69, reasoning_tokens=20),
-        "claude-sonnet-4-5-20250929", unsaid="{}",
+        "claude-sonnet-4-5-20250929", unsaid="{}", lost=("redacted_thinking", "signature"),
     ),
     "deepseek_reasoning": Golden(
         "openai", "Answer: 4", "2+2 is 4",
@@ -125,7 +130,8 @@ GOLDEN: dict[str, Golden] = {
     "multiline_data": Golden("openai", "multi", usage=Usage(input_tokens=5, output_tokens=2), served="Qwen/Qwen3-8B"),
     # Servers that are nearly compatible, as their users' bug reports show them.
     "gemini_no_index": said(
-        calls=(("get_weather", '{"city":"Kyiv"}'), ("get_time", '{"tz":"EET"}')), read=50, wrote=20
+        calls=(("get_weather", '{"city":"Kyiv"}'), ("get_time", '{"tz":"EET"}')), read=50, wrote=20,
+        lost=("thought_signature",),
     ),
     "sglang_empty_finish": said("Six.", read=8, wrote=3),
     "azure_filtered": said("Well", stop="filtered", read=12, wrote=1),
@@ -165,7 +171,8 @@ GOLDEN: dict[str, Golden] = {
     "vllm_reasoning_both": said("Yes", "Hm.", read=6, wrote=5),
     "groq_usage_twice": said("Fast", read=8, wrote=1),
     "perplexity_search": Golden(
-        "openai", "Yes[1]", usage=Usage(input_tokens=6, output_tokens=3, web_searches=2), served="m-1"
+        "openai", "Yes[1]", usage=Usage(input_tokens=6, output_tokens=3, web_searches=2), served="m-1",
+        lost=("citations", "search_results"),
     ),
     "together_eos": said("Done", stop="unknown", read=6),
     "cerebras_times": said("ok", read=6, wrote=1),
@@ -183,16 +190,16 @@ GOLDEN: dict[str, Golden] = {
     "anthropic_usage_twice": message("a b", wrote=6, usages=2),
     "anthropic_server_tool": Golden(
         "anthropic", "Yes.", usage=Usage(input_tokens=900, output_tokens=20, web_searches=1), served="claude-m",
-        more='web_search{"query":"x"}',
+        more='web_search{"query":"x"}', lost=("server_tool_use", "web_search_tool_result"),
     ),
-    "anthropic_citations": message("Green."),
+    "anthropic_citations": message("Green.", lost=("citations",)),
     "anthropic_unknown_event": message("Hi", wrote=3),
     "anthropic_usage_at_the_end": Golden(
         "anthropic", "Kimi", usage=Usage(input_tokens=31, cached_input_tokens=16, output_tokens=4), served="claude-m"
     ),
     "anthropic_no_message_stop": message("The end"),
     "anthropic_text_in_the_block": message("Some more"),
-    "anthropic_redacted": message("So."),
+    "anthropic_redacted": message("So.", lost=("redacted_thinking",)),
 }  # fmt: skip
 # What a caller of the other format is told of how it ended.
 ANTHROPIC_STOP = {

@@ -303,7 +303,7 @@ class Router:
         except UpstreamError as error:
             return self._failed(trace, attempt, error)
         self.health.answered(model.id)
-        trace.lost = tuple(dict.fromkeys((*trace.lost, *sent.lost)))
+        trace.lose(sent.lost)
         return await self._replied(trace, attempt, reply, began, replies)
 
     def _write(
@@ -379,6 +379,7 @@ class Router:
         replied = trace.episode.events[event]
         assert isinstance(replied, Replied)  # noqa: S101  # `decide` answers with replies only
         trace.delivered(replied)
+        trace.lose(reply.lost)
         if trace.money.left_nano is not None:
             trace.left_nano = max(self.ledger.left_nano(trace.episode.payer, trace.episode.hints) or 0, 0)
         bill = trace.bill(None)

@@ -116,7 +116,7 @@ class Streamed:
             self._drop()
             raise
         self.trace.routed = self._attempt.model.id
-        self.trace.lost = tuple(dict.fromkeys((*self.trace.lost, *self._sent.lost)))
+        self.trace.lose(self._sent.lost)
         self.trace.first_token_ms = since_ms(self.trace.started)
 
     def _has_begun(self) -> bool:
@@ -250,6 +250,7 @@ class Streamed:
         text = "".join(self._told) + meter.text.getvalue()
         # Of a reply that was counted on the way, not all of the text is there.
         paid = self._attempt.paid(usage, meter.served, meter.service, "" if self._tokens else text)
+        self.trace.lose(meter.lost)
         self.trace.note_served(self._attempt.model, meter.served, paid.billed)
         event = Replied(
             at=call.at,
@@ -292,7 +293,7 @@ def _bill(trace: Trace, attempt: Attempt, meter: Meter) -> Bill:
         left = attempt.ledger.left_nano(episode.payer, episode.hints) or 0
         trace.left_nano = max(left + attempt.call.worst_case_nano - (priced.cost_nano or 0), 0)
     # A short stream is billed with its first chunk, before the trace knows that this model is the one.
-    return msgspec.structs.replace(trace.bill(priced), model=attempt.model.id)
+    return msgspec.structs.replace(trace.bill(priced), model=attempt.model.id, lost=meter.lost)
 
 
 _STOPS = ("end", "length", "tool_use", "stop_sequence", "refusal", "filtered", "error")

@@ -55,6 +55,10 @@ class Trace:
         self.first_token_ms = event.first_token_ms
         self.baseline_nano = self.baseline(event.usage)
 
+    def lose(self, lost: tuple[str, ...]) -> None:
+        """What could not be translated, each thing once."""
+        self.lost = tuple(dict.fromkeys((*self.lost, *lost)))
+
     def note_served(self, model: Model, served: str, billed: str) -> None:
         """Flag a provider that ran another model than the one it was asked for."""
         if billed != model.id:

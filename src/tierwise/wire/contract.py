@@ -57,6 +57,7 @@ class Reply(msgspec.Struct, frozen=True, kw_only=True):
     text: str  # of the first choice, tool calls spelled out after it: for graders, drafts and agreement
     output_text: str  # everything generated, of every choice, reasoning and tool arguments included: for our own count
     service: Service | None = None  # that it was served at; None: the provider did not say
+    lost: tuple[str, ...] = ()  # what the caller's format cannot say of it, in words for the caller
 
 
 class Bill(msgspec.Struct, frozen=True, kw_only=True):
@@ -68,6 +69,7 @@ class Bill(msgspec.Struct, frozen=True, kw_only=True):
     baseline_usd: float | None = None
     saved_usd: float | None = None
     budget_remaining_usd: float | None = None  # the least that any budget above the caller has left
+    lost: tuple[str, ...] = ()  # what a stream could not tell of the reply; of a whole one the headers say it
     usage: Usage | None = None  # our own count, told to the caller where the provider gave none
 
 
@@ -80,6 +82,7 @@ class Meter:
         "done",
         "error",
         "error_kind",
+        "lost",
         "output_characters",
         "served",
         "service",
@@ -99,6 +102,7 @@ class Meter:
         self.done = False  # the stream came to its own end
         self.error = ""  # an error event inside the stream
         self.error_kind: FailureKind = "overloaded"  # what it is, by its own words
+        self.lost: tuple[str, ...] = ()  # what the caller's format cannot say of it
         self.unread_bytes = 0  # from the event on that nobody could read, as far as it came
         self.confidence_sum = 0.0
         self.confidence_n = 0

@@ -17,6 +17,7 @@ from tierwise.core.request import Request
 from tierwise.wire import sse
 from tierwise.wire.anthropic import Anthropic
 from tierwise.wire.contract import Annotate, Bill, Codec, Garbled, Meter
+from tierwise.wire.losses import Losses
 from tierwise.wire.openai_chat import OpenAIChat
 from tierwise.wire.sinks import DONE, AnthropicSink, OpenAISink
 from tierwise.wire.sources import AnthropicSource, OpenAISource
@@ -276,6 +277,7 @@ class Translation(_Base):
         self.meter = source.meter
         self._source = source
         self._sink = sink
+        self._losses = Losses()
 
     def _comment(self, raw: bytes, out: list[bytes]) -> None:
         out.append(b": ping\n\n")  # a sign of life, whatever words it had
@@ -293,6 +295,8 @@ class Translation(_Base):
             error = Refused(f"The provider's stream broke off: {self.meter.error}", code="upstream_failed", status=502)
             out.append(self._codec.error_event(error))
             return
+        self._losses.look(read)
+        self.meter.lost = self._losses.found
         out.extend(self._sink.put(piece) for piece in self._source.pieces(read))  # type: ignore[arg-type]
         if isinstance(self._source, AnthropicSource) and self._source.ended:
             self._end(out)

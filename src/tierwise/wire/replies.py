@@ -14,8 +14,10 @@ from tierwise.core.blame import kind_said, said_of
 from tierwise.core.episode import ReplyFacts
 from tierwise.core.money import Usage
 from tierwise.core.request import Request
+from tierwise.wire.chunks import openai_part
 from tierwise.wire.contract import Garbled, Reply
 from tierwise.wire.facts import confidence, facts
+from tierwise.wire.losses import Losses
 from tierwise.wire.neutral import Answer, Block, Choice, Other, Redacted, Stop, Text, Thinking, ToolUse, safe_id
 from tierwise.wire.usage import from_anthropic, from_openai, served_at
 
@@ -91,15 +93,25 @@ def read_openai(body: bytes, request: Request | None, compared: bool = True) -> 
     usage = from_openai(tree.get("usage")) or from_openai(_at(tree, "x_groq", "usage"))
     answer = openai_answer(tree, usage)
     reply = _reply("openai_chat", body, answer, request, confidence(_logprobs(tree)), compared)
-    service = served_at(tree.get("service_tier"))
-    return reply if service is None else msgspec.structs.replace(reply, service=service)
+    if (service := served_at(tree.get("service_tier"))) is not None:
+        reply = msgspec.structs.replace(reply, service=service)
+    if request is None or request.wire != "anthropic":
+        return reply
+    losses = Losses()
+    losses.completion(tree)
+    return msgspec.structs.replace(reply, lost=losses.found)
 
 
 def read_anthropic(body: bytes, request: Request | None, compared: bool = True) -> Reply:
     """A message. Raises Garbled, with what usage could be read."""
     tree, body = load_reply(body)
     usage = from_anthropic(tree.get("usage"))
-    return _reply("anthropic", body, anthropic_answer(tree, body, usage), request, None, compared)
+    reply = _reply("anthropic", body, anthropic_answer(tree, body, usage), request, None, compared)
+    if request is None or request.wire != "openai_chat":
+        return reply
+    losses = Losses()
+    losses.message(tree)
+    return msgspec.structs.replace(reply, lost=losses.found)
 
 
 def read_embeddings(body: bytes) -> Reply:
@@ -233,18 +245,6 @@ def _openai_choice(choice: Json, message: Json, place: str) -> Choice:
     if refusal and stop == "end":
         stop = "refusal"
     return Choice(tuple(blocks), stop)
-
-
-def openai_part(part: Any) -> Block | None:
-    """A part of a reply's content where a dialect (Mistral) sends parts: text or thinking."""
-    match part:
-        case {"type": "text", "text": str(text)}:
-            return Text(text)
-        case {"type": "thinking", "thinking": list(inner)}:
-            return Thinking("".join(_string(_at(one, "text")) for one in inner))
-        case {"type": "thinking", "thinking": str(text)}:
-            return Thinking(text)
-    return None
 
 
 def _arguments(value: Any) -> str:

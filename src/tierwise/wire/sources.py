@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 
 from tierwise.core.blame import kind_said, said_of
+from tierwise.wire.chunks import CHUNK, EVENT, Call, Chunk, Delta, Event, Function, loose, openai_part
 from tierwise.wire.contract import Garbled, Meter
 from tierwise.wire.neutral import (
     Began,
@@ -29,84 +30,12 @@ from tierwise.wire.neutral import (
     are_whole,
     safe_id,
 )
-from tierwise.wire.replies import ANTHROPIC_STOPS, BROKEN_OFF, OPENAI_STOPS, load_reply, openai_part
+from tierwise.wire.replies import ANTHROPIC_STOPS, BROKEN_OFF, OPENAI_STOPS, load_reply
 from tierwise.wire.usage import from_anthropic, from_openai, served_at
 
 Json = dict[str, Any]
 MAX_KEPT_CHARACTERS = 1 << 20  # of generated text, where nobody counts and takes it; beyond it nothing is kept
 MAX_ERROR_CHARACTERS = 500
-
-
-class Function(msgspec.Struct, gc=False):
-    name: str | None = None
-    arguments: str | dict[str, Any] | None = None  # some local servers send an object
-
-
-class Call(msgspec.Struct, gc=False):
-    index: int | None = None
-    id: str | None = None
-    function: Function | None = None
-
-
-class Delta(msgspec.Struct, gc=False):
-    content: str | list[Any] | None = None
-    reasoning_content: str | None = None
-    reasoning: str | None = None
-    refusal: str | None = None
-    tool_calls: list[Call] | None = None
-    function_call: Function | None = None  # the form before tool calls: one call, without an id
-
-
-class Choice(msgspec.Struct, gc=False):
-    index: int = 0
-    delta: Delta | None = None
-    finish_reason: str | None = None
-    logprobs: Json | None = None
-    error: Any = None
-
-
-class Chunk(msgspec.Struct, gc=False):
-    """What we read of a chunk; everything else passes unread."""
-
-    id: str | None = None
-    model: str | None = None
-    created: float = 0
-    choices: list[Choice] | None = None
-    usage: Json | None = None
-    service_tier: str | None = None
-    x_groq: Json | None = None
-    error: Any = None
-
-
-_CHUNK = msgspec.json.Decoder(Chunk)
-
-
-def _loose(kind: type[Any], tree: Any) -> Any:
-    """A tree whose types are not what they should be: each part that fits is kept, the others get their defaults."""
-    try:
-        return msgspec.convert(tree, kind)
-    except msgspec.ValidationError:
-        pass
-    if type(tree) is not dict:
-        return kind()
-    inner: dict[type[Any], tuple[str, type[Any]]] = {
-        Chunk: ("choices", Choice),
-        Choice: ("delta", Delta),
-        Delta: ("tool_calls", Call),
-        Call: ("function", Function),
-    }
-    kept: Json = {}
-    name, part = inner.get(kind, ("", Call))
-    for field in msgspec.structs.fields(kind):
-        if (value := tree.get(field.name)) is None:
-            continue
-        if field.name == name:
-            value = [_loose(part, one) for one in value] if type(value) is list else _loose(part, value)
-        try:
-            kept[field.name] = msgspec.convert(value, field.type, strict=False)
-        except (msgspec.ValidationError, OverflowError):
-            continue
-    return kind(**kept)
 
 
 def error_text(error: Any) -> str:
@@ -153,10 +82,10 @@ class OpenAISource:
     def read(self, data: bytes) -> Chunk:
         """One chunk, metered. Raises Garbled for what is none."""
         try:
-            chunk: Chunk = _CHUNK.decode(data)
+            chunk: Chunk = CHUNK.decode(data)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             tree, data = load_reply(data)
-            chunk = _loose(Chunk, tree)
+            chunk = loose(Chunk, tree)
         self.data = data
         meter = self.meter
         if not chunk.error:
@@ -303,21 +232,6 @@ def _measure_logprobs(meter: Meter, logprobs: Json) -> None:
             meter.confidence_n += 1
 
 
-class Event(msgspec.Struct, gc=False):
-    """What we read of an event of a Messages stream."""
-
-    type: str = ""
-    index: int = 0
-    message: Json | None = None
-    content_block: Json | None = None
-    delta: Json | None = None
-    usage: Json | None = None
-    error: Any = None
-
-
-_EVENT = msgspec.json.Decoder(Event)
-
-
 class AnthropicSource:
     """Events of a message. Usage comes in two halves, each cumulative: what is said later replaces what was said."""
 
@@ -333,10 +247,10 @@ class AnthropicSource:
     def read(self, data: bytes) -> Event:
         """One event, metered. Raises Garbled for what is none."""
         try:
-            event: Event = _EVENT.decode(data)
+            event: Event = EVENT.decode(data)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             tree, data = load_reply(data)
-            event = _loose(Event, tree)
+            event = loose(Event, tree)
         self.data = data
         meter = self.meter
         match event.type:

@@ -157,6 +157,8 @@ def billed(bill: Bill, estimated: bool) -> Json:
         ours["budget_remaining_usd"] = bill.budget_remaining_usd
     if estimated:
         ours["estimated"] = True
+    if bill.lost:
+        ours["lost"] = bill.lost
     return {"cost_usd": bill.cost_usd, "tierwise": ours}
 
 
