@@ -23,6 +23,7 @@ from tests.support.upstream import (
     json_reply,
     sse,
 )
+from tierwise.core.episode import Failed
 from tierwise.routing import streams
 
 # The shape of an error with status 200, as what it is known, and the status when nobody else answers.
@@ -31,6 +32,8 @@ INSIDE: dict[str, tuple[Any, str, int]] = {
     "OpenRouter 402": ({"error": {"message": "Insufficient credits", "code": 402}}, "auth", 502),
     "OpenRouter 408": ({"error": {"message": "Request timed out", "code": 408}}, "overloaded", 503),
     "vLLM": ({"error": {"message": "too long", "type": "BadRequestError", "code": 400}}, "rejected", 400),
+    "vLLM, bare": ({"object": "error", "message": "x", "type": "BadRequestError", "code": 400}, "rejected", 400),
+    "Mistral": ({"object": "error", "message": "slow", "type": "rate_limit_exceeded"}, "rate_limited", 503),
     "OpenAI": ({"error": {"message": "busy", "type": "server_error", "code": None}}, "overloaded", 503),
     "Groq": ({"error": {"message": "no call", "type": "invalid_request_error", "code": "x"}}, "rejected", 400),
     "Anthropic": ({"type": "error", "error": {"type": "rate_limit_error", "message": "slow"}}, "rate_limited", 503),
@@ -55,7 +58,7 @@ async def test_an_error_with_status_200_is_what_it_says_and_is_not_charged(
     tmp_path: Path, name: str, stream: bool
 ) -> None:
     said, kind, status = INSIDE[name]
-    wire = "anthropic" if "type" in said else "openai"
+    wire = "anthropic" if said.get("type") == "error" else "openai"
     step = sse([b": PROCESSING\n\n", event(said)]) if stream else json_reply(said)
     good = None if wire == "openai" else anthropic_stream() if stream else anthropic_reply()
     async with (
@@ -76,6 +79,49 @@ async def test_an_error_with_status_200_is_what_it_says_and_is_not_charged(
             heard = await gateway.ask(dialect, stream=stream or None)
             assert heard.status == status and heard.is_anthropic == (dialect.name == "anthropic"), heard
             assert [attempt["kind"] for attempt in attempts_of(heard)] == [kind, kind]
+
+
+# Errors of a stream that are not where clients look for them, and as what they are known.
+UNWRAPPED: dict[str, tuple[bytes, str]] = {
+    "named, an object": (b'event: error\ndata: {"message":"no room","code":400}\n\n', "rejected"),
+    "named, an error": (b'event: error\ndata: {"error":{"message":"no room","code":429}}\n\n', "rate_limited"),
+    "named, words": (b"event: error\ndata: no room\n\n", "overloaded"),
+    "named, words on two lines": (b"event: error\ndata: there is\ndata: no room\n\n", "overloaded"),
+    "bare": (b'data: {"object":"error","message":"no room","type":"BadRequestError","code":400}\n\n', "rejected"),
+    "Groq": (b'data: {"id":"c","choices":[],"x_groq":{"error":"no room"}}\n\n', "overloaded"),
+}
+
+
+@pytest.mark.parametrize("name", UNWRAPPED)
+async def test_an_error_in_a_stream_is_one_wherever_it_stands(tmp_path: Path, name: str) -> None:
+    """Before the first word another model answers; after it, the caller is told in a way that its client knows."""
+    said, kind = UNWRAPPED[name]
+    async with FakeUpstream() as one, FakeUpstream() as two, Gateway(tmp_path, world(one, two)) as gateway:
+        for dialect in DIALECTS:
+            gateway.rested()
+            one.script(sse([said]))
+            heard = await gateway.ask(dialect, stream=True)
+            assert (heard.status, heard.text, heard.model) == (200, TEXT, DEAR), heard
+            events = (await gateway.last()).episode.events
+            assert [event.kind for event in events if isinstance(event, Failed)] == [kind]
+            gateway.rested()
+            one.script(sse([*openai_events("cheap", "Hal", done=False)[:2], said, b"data: [DONE]\n\n"]))
+            heard = await gateway.ask(dialect, stream=True)
+            last = heard.events[-1][1]
+            assert not heard.whole and "no room" in last["error"]["message"], heard
+            assert (await gateway.last()).outcome.status == "broken"
+
+
+async def test_an_error_of_a_messages_stream_may_lack_its_frame(tmp_path: Path) -> None:
+    async with FakeUpstream() as one, Gateway(tmp_path, world(one, wire="anthropic")) as gateway:
+        for said in (b'event: error\ndata: {"message":"no room"}\n\n', b'data: {"error":{"message":"no room"}}\n\n'):
+            for dialect in DIALECTS:
+                gateway.rested()
+                one.script(sse([*anthropic_events("cheap")[:3], said]))
+                heard = await gateway.ask(dialect, stream=True)
+                name, last = heard.events[-1]
+                assert not heard.whole and "no room" in last["error"]["message"], heard
+                assert dialect.name != "anthropic" or name == last["type"] == "error"
 
 
 async def test_an_error_that_tells_of_tokens_is_charged_for_them(tmp_path: Path) -> None:

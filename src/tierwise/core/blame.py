@@ -163,8 +163,9 @@ def said_in(body: bytes) -> Said:
         return Said()
     error = value.get("error")
     if error is None or error is False:
-        names = _names(value) if value.get("object") == "error" else ()
-        return Said(message=_first_text(value, "message", "detail", "error_description"), names=names)
+        if value.get("object") == "error":
+            return said_of(value)
+        return Said(message=_first_text(value, "message", "detail", "error_description"))
     said = said_of(error)
     return said if said.message or isinstance(error, dict) else Said(_first_text(value, "message"), found=True)
 

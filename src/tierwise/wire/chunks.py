@@ -58,6 +58,7 @@ class Chunk(msgspec.Struct, gc=False):
     usage: Json | None = None
     service_tier: str | None = None
     x_groq: Json | None = None
+    object: Any = None
     citations: Any = None
     search_results: Any = None
     images: Any = None

@@ -149,12 +149,16 @@ class OpenAIPass(_Base):
             if not self._over:
                 self._end(out, raw)
             return
-        chunk = self._source.read(data)
+        chunk = self._source.read(data, name)
         if self._over:
             return  # after an error only usage is of interest
         if chunk.error is not None:
             self._over = True
-            out.append(raw)
+            known = self._source.data is data
+            if known or chunk.choices is not None:
+                out.append(raw)
+            if not known:
+                out.append(b"data: " + self._source.data + b"\n\n")
             return
         if chunk.usage is None and not self._strip:
             out.append(raw)
@@ -224,10 +228,11 @@ class AnthropicPass(_Base):
             if not self._over and self._source.complete:
                 self._end(out)
             return
-        event = self._source.read(data)
+        event = self._source.read(data, name)
         if self._over:
             return
-        if not name and event.type.isidentifier():  # clients of this format go by the name of an event
+        # Clients of this format go by the name of an event, and find an error where the format has it.
+        if (not name and event.type.isidentifier()) or (event.type == "error" and self._source.data is not data):
             raw = sse.event(event.type, self._source.data.replace(b"\n", b" "))
         if self._held is not None and event.type != "ping":
             out.append(self._held[0] if event.type == "message_delta" else self._annotated(self._held[1]))
@@ -287,7 +292,7 @@ class Translation(_Base):
             if not self._over:
                 self._end(out)
             return
-        read = self._source.read(data)
+        read = self._source.read(data, name)
         if self._over:
             return
         if self.meter.error:

@@ -177,7 +177,9 @@ def _fault(tree: Json, usage: Usage | None) -> Garbled | None:
     billed, so it is the reply of that call, whatever it says."""
     error = tree.get("error")
     if error is None:
-        return None
+        if tree.get("object") != "error":  # vLLM, Mistral: nothing around it
+            return None
+        error = tree
     said = said_of(error)
     kind = kind_said(said) if usage is None else "garbled"
     return Garbled(f"the provider reported an error: {(said.message or str(error))[:300]}", usage, kind)

@@ -51,6 +51,18 @@ def note_error(meter: Meter, error: Any) -> None:
     meter.error = error_text(error)
 
 
+def load_named(data: bytes, name: bytes) -> tuple[Json, bytes]:
+    """As `load_reply`, but that an event named `error` may hold mere words. Raises Garbled for any other that does."""
+    try:
+        return load_reply(data)
+    except Garbled:
+        if name != b"error":
+            raise
+    words = data.decode("utf-8", "replace").strip()[:MAX_ERROR_CHARACTERS]
+    error = {"error": {"message": words or "the provider reported an error"}}
+    return error, msgspec.json.encode(error)
+
+
 def keep(meter: Meter, text: str) -> None:
     """Count generated text, and keep it while there is room."""
     if meter.text.tell() < MAX_KEPT_CHARACTERS:
@@ -65,7 +77,7 @@ class OpenAISource:
         self.meter = meter
         self.n = n
         self.finished: set[int] = set()
-        self.data = b""  # of the last chunk, mended where it needed that
+        self.data = b""  # of the last chunk, mended where it needed that; of an error, as every client knows it
         self.id = ""
         self._began = False
         self._calls: dict[tuple[int, int], list[tuple[str, int]]] = {}  # choice, index -> ids in order, our index
@@ -79,18 +91,18 @@ class OpenAISource:
         """Whether every reply that was asked for has come to its end."""
         return len(self.finished) >= self.n
 
-    def read(self, data: bytes) -> Chunk:
-        """One chunk, metered. Raises Garbled for what is none."""
+    def read(self, data: bytes, name: bytes = b"") -> Chunk:
+        """One chunk, metered; `name`: of its event. Raises Garbled for what is none."""
         try:
             chunk: Chunk = CHUNK.decode(data)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-            tree, data = load_reply(data)
+            tree, data = load_named(data, name)
             chunk = loose(Chunk, tree)
         self.data = data
         meter = self.meter
-        if not chunk.error:
-            chunk.error = None  # an empty error is none: some servers write the field into every chunk
-        else:
+        if not chunk.error:  # an empty one is none: some servers write the field into every chunk
+            chunk.error = self._unwrapped(chunk, name)
+        if chunk.error is not None:
             note_error(meter, chunk.error)
         if chunk.model:
             meter.served = chunk.model
@@ -114,6 +126,17 @@ class OpenAISource:
             if choice.logprobs is not None and choice.index == 0:
                 _measure_logprobs(meter, choice.logprobs)
         return chunk
+
+    def _unwrapped(self, chunk: Chunk, name: bytes) -> Any:
+        """An error that is not where clients look for it; they are given one that is."""
+        error: Any = None
+        if name == b"error" or chunk.object == "error":
+            error, _ = load_reply(self.data)
+        elif chunk.x_groq is not None:
+            error = chunk.x_groq.get("error") or None
+        if error is not None:
+            self.data = msgspec.json.encode({"error": {"message": error} if type(error) is str else error})
+        return error
 
     def _measure(self, delta: Delta) -> None:
         meter = self.meter
@@ -244,13 +267,16 @@ class AnthropicSource:
         self._calls: dict[int, int] = {}  # block -> our index
         self._inputs: dict[int, str] = {}  # arguments that came whole with the block, until a piece of them comes
 
-    def read(self, data: bytes) -> Event:
-        """One event, metered. Raises Garbled for what is none."""
+    def read(self, data: bytes, name: bytes = b"") -> Event:
+        """One event, metered; `name`: the one outside its data. Raises Garbled for what is none."""
         try:
             event: Event = EVENT.decode(data)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-            tree, data = load_reply(data)
+            tree, data = load_named(data, name)
             event = loose(Event, tree)
+        if not event.type and (name == b"error" or event.error):
+            event.type, event.error = "error", event.error or load_reply(data)[0]
+            data = msgspec.json.encode({"type": "error", "error": event.error})
         self.data = data
         meter = self.meter
         match event.type:
