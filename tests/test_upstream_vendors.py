@@ -12,7 +12,7 @@ import pytest
 
 from tests.support.callers import DIALECTS, Dialect
 from tests.support.gateway import CANARY, CHEAP, DEAR, Gateway, attempts_of, world
-from tests.support.replies import anthropic_events, openai_body, openai_events
+from tests.support.replies import anthropic_body, anthropic_events, openai_body, openai_events
 from tests.support.upstream import (
     TEXT,
     Exchange,
@@ -21,6 +21,7 @@ from tests.support.upstream import (
     anthropic_reply,
     anthropic_stream,
     json_reply,
+    plain,
     sse,
 )
 from tierwise.core.episode import Failed
@@ -261,3 +262,44 @@ async def test_a_messages_stream_without_event_names_or_with_the_other_formats_e
             assert (heard.status, heard.text, heard.whole) == (200, TEXT, True), heard
             assert dialect.name != "anthropic" or all(name == data["type"] for name, data in heard.events)
             assert (await gateway.last()).outcome.status == "answered"
+
+
+KEPT_ALIVE = {"blank lines": b"\n \r\n\t", "comments": b": OPENROUTER PROCESSING\n\n: OPENROUTER PROCESSING\r\n\r\n"}
+
+
+@pytest.mark.parametrize("content_type", ["application/json", "text/plain; charset=utf-8", "application/octet-stream"])
+@pytest.mark.parametrize("before", ["", *KEPT_ALIVE])
+async def test_a_whole_reply_is_one_by_what_it_says(tmp_path: Path, content_type: str, before: str) -> None:
+    """Whatever its content type is called, and whatever kept the connection alive before it."""
+    for wire, body in (("openai", openai_body("cheap")), ("anthropic", anthropic_body("cheap"))):
+        home = tmp_path / wire
+        home.mkdir()
+        async with FakeUpstream() as one, Gateway(home, world(one, wire=wire)) as gateway:
+            for dialect in DIALECTS:
+                one.script(plain(KEPT_ALIVE.get(before, b"") + json.dumps(body).encode(), content_type))
+                heard = await gateway.ask(dialect)
+                assert (heard.status, heard.text, heard.model) == (200, TEXT, CHEAP), heard
+                await gateway.settled()
+                assert gateway.ledger.charges[-1][1].kind == "reported"
+
+
+@pytest.mark.parametrize(
+    ("body", "content_type", "kind"),
+    [
+        (b'{"error":{"message":"no","code":429}}', "text/plain", "rate_limited"),
+        (b": PROCESSING\n\n" + b'{"error":{"message":"no","code":429}}', "application/json", "rate_limited"),
+        (b'{"status":"ok"}', "text/plain", "garbled"),
+        (b"[]", "application/octet-stream", "garbled"),
+        (b": PROCESSING", "text/plain", "garbled"),
+        (json.dumps(openai_body("cheap")).encode()[:-1], "text/plain", "garbled"),
+        (json.dumps(openai_body("cheap")).encode(), "text/html", "garbled"),
+        (b"data: " + json.dumps(openai_body("cheap")).encode(), "text/plain", "garbled"),
+    ],
+)
+async def test_what_is_no_whole_reply_is_none(tmp_path: Path, body: bytes, content_type: str, kind: str) -> None:
+    async with FakeUpstream() as one, FakeUpstream() as two, Gateway(tmp_path, world(one, two)) as gateway:
+        one.script(plain(body, content_type))
+        heard = await gateway.ask()
+        assert (heard.status, heard.model) == (200, DEAR), heard
+        events = (await gateway.last()).episode.events
+        assert [event.kind for event in events if isinstance(event, Failed)] == [kind]

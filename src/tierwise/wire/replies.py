@@ -6,6 +6,7 @@ A provider is not believed: whatever arrives, the result is a `Reply` or `Garble
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import msgspec
@@ -47,12 +48,16 @@ ANTHROPIC_STOPS: dict[str, Stop] = {
     "refusal": "refusal",
 }
 
+# What keeps a connection alive while a whole reply is being made: blank lines, and comments as in a stream.
+_PREAMBLE = re.compile(rb"\A(?:[ \t\r\n]+|:[^\r\n]*[\r\n])+")
 BROKEN_OFF = "the provider broke the reply off with an error"
 
 
 def load_reply(body: bytes) -> tuple[Json, bytes]:
     """A provider's object and its bytes, mended where they hold half a surrogate pair. Raises Garbled."""
     try:
+        if body[:1] == b":" or body[:1].isspace():
+            body = _PREAMBLE.sub(b"", body, count=1)
         tree = msgspec.json.decode(body)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         tree, body = _lenient(body)
