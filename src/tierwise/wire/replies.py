@@ -53,36 +53,42 @@ _PREAMBLE = re.compile(rb"\A(?:[ \t\r\n]+|:[^\r\n]*[\r\n])+")
 BROKEN_OFF = "the provider broke the reply off with an error"
 
 
-def load_reply(body: bytes) -> tuple[Json, bytes]:
-    """A provider's object and its bytes, mended where they hold half a surrogate pair. Raises Garbled."""
+def load_reply(body: bytes, halved: frozenset[str] = frozenset()) -> tuple[Json, bytes]:
+    """A provider's object and its bytes, mended where they hold half a surrogate pair; in the object, text under the
+    keys `halved` is left as it came. Raises Garbled."""
     try:
         if body[:1] == b":" or body[:1].isspace():
             body = _PREAMBLE.sub(b"", body, count=1)
         tree = msgspec.json.decode(body)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        tree, body = _lenient(body)
+        tree, body = _lenient(body, halved)
     if type(tree) is not dict:
         raise Garbled(f"the provider sent no JSON object but {_shown(body)}")
     return tree, body
 
 
-def _lenient(body: bytes) -> tuple[Any, bytes]:
+def _lenient(body: bytes, halved: frozenset[str]) -> tuple[Any, bytes]:
     """What the strict decoder refuses for its numbers, halves of surrogate pairs or byte order mark. Raises Garbled."""
     try:
-        tree = _mended(json.loads(body.decode("utf-8", "replace").removeprefix("\ufeff")))
-        return tree, msgspec.json.encode(tree)
+        given = json.loads(body.decode("utf-8", "replace").removeprefix("\ufeff"))
+        tree = mended(given)
+        return (mended(given, halved) if halved else tree), msgspec.json.encode(tree)
     except (ValueError, RecursionError, OverflowError, msgspec.MsgspecError):
         raise Garbled(f"the provider sent no JSON but {_shown(body)}") from None
 
 
-def _mended(value: Any) -> Any:
+def mended(value: Any, halved: frozenset[str] = frozenset()) -> Any:
+    """Without halves of surrogate pairs and numbers that nobody can write, but for text under the keys `halved`."""
     match value:
         case str():
             return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
         case dict():
-            return {_mended(key): _mended(inner) for key, inner in value.items()}
+            return {
+                mended(key): inner if key in halved and type(inner) is str else mended(inner, halved)
+                for key, inner in value.items()
+            }
         case list():
-            return [_mended(inner) for inner in value]
+            return [mended(inner, halved) for inner in value]
         case int() if not -(2**63) <= value < 2**64:
             return float(value)
     return value

@@ -13,6 +13,7 @@ import msgspec
 from tierwise.core.blame import kind_said, said_of
 from tierwise.wire.chunks import CHUNK, EVENT, Call, Chunk, Delta, Event, Function, loose, openai_part
 from tierwise.wire.contract import Garbled, Meter
+from tierwise.wire.halves import HALVED, Halves
 from tierwise.wire.neutral import (
     Began,
     CallBegan,
@@ -52,9 +53,10 @@ def note_error(meter: Meter, error: Any) -> None:
 
 
 def load_named(data: bytes, name: bytes) -> tuple[Json, bytes]:
-    """As `load_reply`, but that an event named `error` may hold mere words. Raises Garbled for any other that does."""
+    """As `load_reply`, but that characters may be cut in two, and that an event named `error` may hold mere words.
+    Raises Garbled for any other that does."""
     try:
-        return load_reply(data)
+        return load_reply(data, HALVED)
     except Garbled:
         if name != b"error":
             raise
@@ -85,6 +87,7 @@ class OpenAISource:
         self._nameless: dict[tuple[int, int], list[str]] = {}
         self._idless: dict[tuple[int, int], list[str]] = {}  # arguments so far of the last call, if it has no id
         self._refused: set[int] = set()  # choices
+        self._halves = Halves()
 
     @property
     def complete(self) -> bool:
@@ -93,11 +96,15 @@ class OpenAISource:
 
     def read(self, data: bytes, name: bytes = b"") -> Chunk:
         """One chunk, metered; `name`: of its event. Raises Garbled for what is none."""
+        halved = bool(self._halves.held)
         try:
             chunk: Chunk = CHUNK.decode(data)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             tree, data = load_named(data, name)
             chunk = loose(Chunk, tree)
+            halved = True
+        if halved:
+            self._halves.join_chunk(chunk)
         self.data = data
         meter = self.meter
         if not chunk.error:  # an empty one is none: some servers write the field into every chunk
@@ -266,21 +273,26 @@ class AnthropicSource:
         self._usage: Json = {}
         self._calls: dict[int, int] = {}  # block -> our index
         self._inputs: dict[int, str] = {}  # arguments that came whole with the block, until a piece of them comes
+        self._halves = Halves()
 
     def read(self, data: bytes, name: bytes = b"") -> Event:
         """One event, metered; `name`: the one outside its data. Raises Garbled for what is none."""
+        halved = bool(self._halves.held)
         try:
             event: Event = EVENT.decode(data)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             tree, data = load_named(data, name)
             event = loose(Event, tree)
+            halved = True
+        if halved:
+            self._halves.join_event(event)
         if not event.type and (name == b"error" or event.error):
             event.type, event.error = "error", event.error or load_reply(data)[0]
             data = msgspec.json.encode({"type": "error", "error": event.error})
         self.data = data
         meter = self.meter
         match event.type:
-            case "content_block_delta" if event.delta is not None:
+            case "content_block_delta" | "content_block_stop" if event.delta is not None:
                 for key in ("text", "thinking", "partial_json"):
                     if type(text := event.delta.get(key)) is str:
                         keep(meter, text)
@@ -322,7 +334,7 @@ class AnthropicSource:
                 return [Began(_string(message.get("id")), _string(message.get("model")))]
             case Event(type="content_block_start", content_block=dict(block)):
                 return self._block(event.index, block)
-            case Event(type="content_block_delta", delta=dict(delta)):
+            case Event(type="content_block_delta" | "content_block_stop", delta=dict(delta)):
                 return self._delta(event.index, delta)
             case Event(type="content_block_stop") if event.index in self._inputs:
                 return [CallSaid(self._calls[event.index], self._inputs.pop(event.index))]
