@@ -49,6 +49,25 @@ def test_an_error_inside_a_stream_is_an_error_event_and_no_end(caller: str, prov
 
 
 @pytest.mark.parametrize("caller", CALLERS)
+@pytest.mark.parametrize(
+    "error",
+    [
+        b'event: error\ndata: {"message":"overheated","code":502}\n\n',
+        b"event: error\ndata: overheated\n\n",
+        b'data: {"object":"error","message":"overheated","type":"server_error"}\n\n',
+        b'data: {"choices":[],"x_groq":{"error":"overheated"}}\n\n',
+    ],
+)
+def test_an_error_with_nothing_around_it_is_no_end_wherever_it_is_cut(caller: str, error: bytes) -> None:
+    stream = text_chunk("Hi") + error + b"data: [DONE]\n\n"
+    for cut in range(len(stream) + 1):
+        relay = begin(caller, "openai")
+        heard = hear(caller, relay.feed(stream[:cut]) + relay.finish())
+        assert heard.error is not None and not heard.ended and not relay.meter.done
+    assert "overheated" in heard.error["message"] and relay.meter.error == "overheated"
+
+
+@pytest.mark.parametrize("caller", CALLERS)
 def test_failing_is_said_once_in_the_callers_format(caller: str) -> None:
     relay = begin(caller, "openai")
     out = relay.feed(text_chunk("Hi"))
