@@ -106,7 +106,7 @@ async def test_after_a_commit_that_many_waited_for_the_next_waits_for_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And one that comes alone waits for nobody."""
-    monkeypatch.setattr(commits, "JOIN_S", 0.3)
+    monkeypatch.setattr(commits, "JOIN_S", (0.3, 0.3))
     ledger = ledger_in(tmp_path)
 
     async def apart(name: str) -> int:
