@@ -54,6 +54,15 @@ def command(folder: Path, *words: str) -> tuple[int, str]:
     return ran.returncode, ran.stdout + ran.stderr
 
 
+def change(data: Path, statement: str, model: str) -> None:
+    """The outcomes `o` of a folder that `files` made."""
+    target = data / "sums.outcomes.parquet"
+    database = duckdb.connect()
+    database.execute(f"CREATE TABLE o AS FROM '{target}'")
+    database.execute(statement, [model])
+    database.execute(f"COPY o TO '{target}'")
+
+
 @pytest.mark.parametrize("name", ["", "a/../b", "../p", "q q/..", "..", "two words"])
 def test_a_promise_is_written_nowhere_else(name: str, tmp_path: Path) -> None:
     words = (str(files(tmp_path / "data", 30)), "--model-reference", BIG.id, "--state", str(tmp_path / "state"))
@@ -72,11 +81,7 @@ def test_a_share_that_is_none_is_told_as_it_was_typed(option: str, given: str, t
 def test_with_one_cheaper_model_the_kind_is_chosen_that_takes_one(tmp_path: Path) -> None:
     """And named with its reason; whoever insists on the other is told what it takes, without figures of nothing."""
     data = files(tmp_path / "data", 800)
-    target = data / "sums.outcomes.parquet"
-    database = duckdb.connect()
-    database.execute(f"CREATE TABLE o AS FROM '{target}'")
-    database.execute("DELETE FROM o WHERE model = ?", [MID.id])
-    database.execute(f"COPY o TO '{target}'")
+    change(data, "DELETE FROM o WHERE model = ?", MID.id)
     code, told = command(tmp_path, str(data), "--alpha", "0.2")
     assert code == 0 and "certified" in told, told
     assert told.startswith("A promise of kind choice, for an agreement takes two") and f"one, {TINY.id}." in told
@@ -152,11 +157,7 @@ def test_what_a_promise_rests_on_is_said(tmp_path: Path) -> None:
 
 def test_the_command_says_how_many_rows_have_no_label_of_a_cheaper_model(tmp_path: Path) -> None:
     data = files(tmp_path / "data", 160)
-    target = data / "sums.outcomes.parquet"
-    database = duckdb.connect()
-    database.execute(f"CREATE TABLE o AS FROM '{target}'")
-    database.execute("UPDATE o SET quality = NULL WHERE model <> ? AND hash(prompt_id) % 2 = 0", [BIG.id])
-    database.execute(f"COPY o TO '{target}'")
+    change(data, "UPDATE o SET quality = NULL WHERE model <> ? AND hash(prompt_id) % 2 = 0", BIG.id)
     _, told = command(tmp_path, str(data))
     counted = re.search(r"(\d+) labelled requests tested\s+(\d+) more are left out", told)
     assert counted, told

@@ -17,7 +17,7 @@ from tests.support.trained import made
 from tests.support.worlds import MODELS, catalogue, world
 from tierwise.core import grams as module
 from tierwise.core.estimate import estimate_all
-from tierwise.core.features import extract
+from tierwise.core.features import asked, extract
 from tierwise.core.grams import BUCKETS, CHARACTERS, KEPT, grams, grams_of, numbers
 from tierwise.core.learned import DENSE, FARTHEST, Heads, Trained, chance, dense, heads, problems
 from tierwise.core.request import Features, Prompt, Turn
@@ -58,6 +58,16 @@ def test_white_space_does_not_matter(words: list[str], data: st.DataObject) -> N
 def test_many_texts_at_once_have_the_grams_that_each_has_alone(texts: list[str]) -> None:
     folded = [text.casefold() for text in texts]
     assert grams_of(folded) == [grams(text) for text in folded]
+
+
+@given(
+    st.lists(
+        st.builds(Turn, st.sampled_from(["system", "user", "assistant"]), st.text("ab É.", max_size=30)), max_size=6
+    )
+)
+def test_the_journal_makes_later_the_grams_that_a_decision_would_have_read(turns: list[Turn]) -> None:
+    prompt = Prompt(turns=tuple(turns), size_bytes=200)
+    assert grams(asked(prompt).casefold()) == extract(prompt, with_grams=True).grams
 
 
 def test_case_does_not_matter_but_words_and_their_order_do() -> None:

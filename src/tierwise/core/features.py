@@ -186,13 +186,17 @@ def _scaled(tokens: float, read: str, whole: str) -> float:
 
 def _said(turns: tuple[Turn, ...]) -> _System:
     """The system prompt: all that is among the first turns."""
-    found = [turn.text for turn in turns[:8] if turn.role == "system"]
+    found = _systems(turns)
     if not found:
         return _system("", 0)
     text = _whole(found)
     # Several long ones together are not kept, so that what is kept has a bound.
     read = _system if len(text) <= sum(HASHED) + 1 else _system.__wrapped__
     return read(text, sum(map(len, found)))
+
+
+def _systems(turns: tuple[Turn, ...]) -> list[str]:
+    return [turn.text for turn in turns[:8] if turn.role == "system"]
 
 
 def _whole(texts: list[str]) -> str:
@@ -296,8 +300,7 @@ def _found(turns: tuple[Turn, ...], keywords: tuple[str, ...]) -> tuple[str, ...
     """The keywords that the system prompt or the last message contains as whole words, casefolded and sorted."""
     wanted = _prepared(keywords)
     last = next((turn.text for turn in turns[:-200:-1] if turn.role == "user"), turns[-1].text if turns else "")
-    said = _whole([turn.text for turn in turns[:8] if turn.role == "system"])
-    texts = [ends(text, *KEYWORD_READ).casefold() for text in (last, said) if text]
+    texts = [ends(text, *KEYWORD_READ).casefold() for text in (last, _whole(_systems(turns))) if text]
     spaced = [single_spaced(text) for text in texts]
     return tuple(keyword for keyword in wanted if any(_contains(text, keyword) for text in spaced))
 

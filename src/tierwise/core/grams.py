@@ -53,8 +53,8 @@ def grams(folded: str) -> bytes:
 
 
 def grams_of(texts: Sequence[str]) -> list[bytes]:
-    """`grams` of each of some casefolded texts. What numpy does here costs mostly its calls, some forty of them, so
-    many texts at once cost a fifth of one after the other."""
+    """`grams` of each of some casefolded texts. Most of the calls of numpy that a text alone takes then serve all of
+    them: 12 to 16 µs a text of 1 kB, where one after the other takes 18."""
     found: list[bytes] = []
     some: list[bytes] = []
     size = 0

@@ -29,7 +29,7 @@ from tierwise.stores.gathered import Gathered
 from tierwise.stores.journal_reads import ALL, Reader, steps
 from tierwise.stores.journal_rows import HOUR_S, RECENT_MAX, Total, counts, sums
 from tierwise.stores.ledger.windows import DAY_S
-from tierwise.stores.sqlite_file import open_file, transaction
+from tierwise.stores.sqlite_file import open_file, savepoint, transaction
 
 if TYPE_CHECKING:
     import apsw
@@ -369,7 +369,7 @@ class SqliteJournal:
         import apsw
 
         try:
-            with transaction(self._connection):
+            with savepoint(self._connection):
                 values = [v for row in rows for v in (row.id, row.at_s, row.snapshot, row.record, row.grams)]
                 self._connection.execute(sql.add_episodes(len(rows)), values)
                 if self._connection.changes() != len(rows):

@@ -24,7 +24,7 @@ from tierwise.core.budget import Budget
 from tierwise.core.errors import ConfigError, Conflict, Problem, Unknown
 from tierwise.core.keys import SECRET_START, Book, Credit, Grant, Issued, Secrets, Variance, budget_id
 from tierwise.stores import registry_sql as sql
-from tierwise.stores.sqlite_file import is_there, write_ahead
+from tierwise.stores.sqlite_file import is_there, transaction, write_ahead
 
 if TYPE_CHECKING:
     import apsw
@@ -210,14 +210,8 @@ class SqliteRegistry:
             connection = self._connection
             self._must_be_there()
             try:
-                connection.execute(f"BEGIN {kind}")
-                try:
+                with transaction(connection, kind):
                     yield connection
-                    connection.execute("COMMIT")
-                except BaseException:
-                    if connection.in_transaction:  # a full disk has rolled back by itself
-                        connection.execute("ROLLBACK")
-                    raise
             except apsw.Error as error:
                 what = f"the registry cannot be used now ({error}); is the disk full, or does another program hold it?"
                 raise ConfigError((Problem("registry", what),)) from None
@@ -290,14 +284,8 @@ def _is_young(path: Path) -> bool:
 
 def _migrate(connection: apsw.Connection, pepper: bytes, *, may_begin: bool) -> None:
     """The schema, and the proof that this is the pepper that the hashes were made with."""
-    connection.execute("BEGIN IMMEDIATE")  # two processes that start together migrate once
-    try:
+    with transaction(connection):  # two processes that start together migrate once
         _brought(connection, pepper, may_begin)
-        connection.execute("COMMIT")
-    except BaseException:
-        if connection.in_transaction:
-            connection.execute("ROLLBACK")
-        raise
 
 
 def _brought(connection: apsw.Connection, pepper: bytes, may_begin: bool) -> None:

@@ -80,19 +80,30 @@ def open_file(path: Path, kind: Kind = JOURNAL, vfs: str | None = None, *, check
 
 
 @contextmanager
-def transaction(connection: apsw.Connection) -> Iterator[None]:
-    """All of a block or none of it; within another one, a savepoint. By statements, during which Python's other threads
-    run: `with connection` stops them until the disk has answered, 15 ms when a commit moves the log into the file."""
-    nested = connection.in_transaction
-    connection.execute("SAVEPOINT part" if nested else "BEGIN IMMEDIATE")
+def transaction(connection: apsw.Connection, kind: str = "IMMEDIATE") -> Iterator[None]:
+    """All of a block or none of it; `kind`: how SQLite is to lock the file. By statements, during which Python's other
+    threads run: `with connection` stops them until the disk has answered, 15 ms when a commit moves the log into the
+    file."""
+    connection.execute(f"BEGIN {kind}")
     try:
         yield
-        connection.execute("RELEASE part" if nested else "COMMIT")
+        connection.execute("COMMIT")
     except BaseException:
         if connection.in_transaction:  # a full disk has rolled back by itself
-            connection.execute("ROLLBACK TO part" if nested else "ROLLBACK")
-            if nested:
-                connection.execute("RELEASE part")
+            connection.execute("ROLLBACK")
+        raise
+
+
+@contextmanager
+def savepoint(connection: apsw.Connection) -> Iterator[None]:
+    """All of a block within a transaction, or none of it."""
+    connection.execute("SAVEPOINT part")
+    try:
+        yield
+        connection.execute("RELEASE part")
+    except BaseException:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK TO part; RELEASE part")
         raise
 
 
@@ -127,17 +138,11 @@ def _migrate(connection: apsw.Connection, path: Path, kind: Kind) -> None:
     known = len(migrations)
     while True:
         # Taken for writing before the version is read: two processes that start together migrate once.
-        connection.execute("BEGIN IMMEDIATE")
-        try:
+        with transaction(connection):
             version = _version(connection, path, kind)
             if version < known:
                 migrations[version](connection)
                 connection.execute(sql.ADD_VERSION, (version + 1,))
-            connection.execute("COMMIT")
-        except BaseException:
-            if connection.in_transaction:  # a full disk has rolled back by itself
-                connection.execute("ROLLBACK")
-            raise
         if version == known:
             return
 
