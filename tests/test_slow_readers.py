@@ -6,6 +6,8 @@ import asyncio
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tests.support.callers import OPENAI
 from tests.support.calls import call, hurry, secret
@@ -16,7 +18,7 @@ from tierwise.providers.call import Call
 from tierwise.providers.http import HttpUpstream
 from tierwise.providers.pool import PORTION_BYTES, READ_BUFFER_BYTES
 from tierwise.routing import streams, tokens
-from tierwise.routing.tokens import count, count_now
+from tierwise.routing.tokens import count, count_now, last_gap
 
 VAST = {CHEAP: {"tier": "fast", "price": price(1, 4), "context_tokens": 10**8, "max_output_tokens": 10**8}}
 WORDS = "Every morning the ferry crosses the river, and every evening it comes back. "
@@ -68,7 +70,25 @@ async def test_a_long_reply_is_counted_on_the_way_and_not_kept(tmp_path: Path, m
         # What one portion of the wire adds comes on top.
         assert max(counted) <= streams._UNCOUNTED_CHARACTERS + 3 * PORTION_BYTES
         assert charge.usage.estimated
-        assert charge.usage.output_tokens == pytest.approx(count_now(text), abs=len(counted))
+        assert len(counted) > 3
+        assert charge.usage.output_tokens == count_now(text)  # however the packets cut it
+
+
+PARTS = ("word", "A", "'s", "12345", ".", ",)", "/", "漢", "\u0301", " ", "  ", "\n", "\t", "\u00a0", "\x1c")
+
+
+@given(st.lists(st.sampled_from(PARTS), max_size=12).map("".join), st.integers(0, 40))
+def test_a_text_that_is_cut_between_words_is_as_many_tokens_as_whole(text: str, end: int) -> None:
+    cut = last_gap(text, min(end, len(text)))
+    assert cut <= end
+    if cut < min(end, len(text)):
+        encode = tokens._encoding().encode_ordinary
+        assert encode(text[:cut]) + encode(text[cut:]) == encode(text)
+
+
+def test_a_text_without_gaps_is_cut_all_the_same() -> None:
+    assert last_gap("漢" * 50, 30) == 30 and last_gap(" " * 50, 30) == 30 and last_gap(" a", 2) == 2
+    assert count_now("漢字" * 15_000) > 10_000
 
 
 async def test_a_caller_who_leaves_while_we_count_pays_for_each_word_once(

@@ -23,6 +23,7 @@ from tierwise.core.weigh import NAME_LETTERS, charged_nano
 from tierwise.routing.attempts import Attempt, is_told, since_ms
 from tierwise.routing.books import Books
 from tierwise.routing.ratios import Measured
+from tierwise.routing.tokens import last_gap
 from tierwise.routing.trace import Trace
 from tierwise.wire.contract import Bill, Garbled, Meter, Sent
 from tierwise.wire.sources import MAX_KEPT_CHARACTERS
@@ -192,10 +193,13 @@ class Streamed:
     async def _too_much(self) -> bool:
         """Whether the ceiling is ignored. Only what is new is counted, and not again before there could be too much."""
         meter = self._relay.meter
-        text = meter.text.getvalue()
+        waiting = meter.text.getvalue()
+        end = last_gap(waiting, len(waiting))  # what packets cut in two is one word all the same
+        text = waiting[:end]
         measured = await self._attempt.measured(text)  # the caller's leaving can end it: until then, the text stays
         self._tokens, self._expected = self._tokens + measured.counted, self._expected + measured.expected
         meter.text = io.StringIO()
+        meter.text.write(waiting[end:])
         kept = self._books.store_texts and meter.output_characters < MAX_KEPT_CHARACTERS
         if kept or (not self._told and self._books.shadows.wanted(self.trace)):  # a grader is shown the beginning
             self._told.append(text)

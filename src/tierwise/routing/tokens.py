@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
+import re
 import threading
 from functools import cache
 from importlib.resources import files
@@ -21,6 +22,8 @@ _log = logging.getLogger("tierwise")
 _RANKS_SHA256 = "446a9538cb6c348e3516120d7c08b09f57c36495e2acfffe59a5bf8b0cfb1a2d"
 # Encoding is linear but a very long run of one character is slow in any byte-pair encoder, so it is done in pieces.
 _PIECE = 20_000
+_TAIL = 500  # characters at the end of a piece in which a gap between words is looked for
+_GAP = re.compile(r"(?<=\S) (?=\S)")  # no token of o200k reaches over one
 _MAKING = threading.Lock()
 
 
@@ -38,7 +41,21 @@ async def count(text: str) -> int:
 def count_now(text: str) -> int:
     """The same, in the calling thread."""
     encoding = _encoding()
-    return sum(len(encoding.encode_ordinary(text[start : start + _PIECE])) for start in range(0, len(text), _PIECE))
+    total = start = 0
+    while start < len(text):
+        end = start + _PIECE
+        end = last_gap(text, end) if end < len(text) else len(text)
+        total += len(encoding.encode_ordinary(text[start:end]))
+        start = end
+    return total
+
+
+def last_gap(text: str, end: int) -> int:
+    """Where to cut a text that is counted in pieces, shortly before `end`: between words, where it changes no count.
+    `end` itself where there is no gap, as in Chinese or Base64; a cut may add a token or two there."""
+    start = max(0, end - _TAIL)
+    places = [found.start() for found in _GAP.finditer(text, start, end)]
+    return places[-1] if places and places[-1] > 0 else end
 
 
 def _encoding() -> tiktoken.Encoding:
