@@ -1,7 +1,7 @@
 # Everything there is to do here. Each target makes the environment it needs; the second time costs nothing.
 #
 #   make run     start the gateway                  TIERWISE_CONFIG, TIERWISE_HOST, TIERWISE_PORT, ARGS="--state DIR"
-#   make test    the whole test suite               ARGS="-k name -x"
+#   make test    the whole test suite               ARGS="-k name -x", ARGS="-n 0 --pdb"
 #   make check   format, lint, types, import rules  make format rewrites what it can
 #   make bench   speed against peers                ARGS="--quick", LITELLM_BIN=/path/to/litellm
 #   make simulate-money  what the price of money is worth, a month at a time; renews docs/price-of-money.*
@@ -31,7 +31,7 @@ run: $(RUN)/ready
 	@exec $(RUN)/bin/tierwise serve $(ARGS)
 
 test: $(DEV)/ready node-sdk
-	$(DEV)/bin/python -m pytest -q $(ARGS)
+	$(DEV)/bin/python -m pytest -q -n logical --maxprocesses 4 --dist loadfile $(ARGS)
 
 check: $(DEV)/ready
 	$(DEV)/bin/ruff format --check .

@@ -240,7 +240,7 @@ async def _locked(_: web.Request) -> web.Response:
         _list(""),
         _list(),
     ],
-    ids=str,
+    ids=lambda answer: getattr(answer, "__name__", str(answer)),
 )
 async def test_another_service_on_the_port_is_not_taken_for_a_model_server(answer: Any) -> None:
     async with _serving({"/v1/models": answer, "/api/tags": answer}) as address:
