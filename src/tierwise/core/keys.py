@@ -12,12 +12,12 @@ from typing import Literal, Protocol, get_args
 
 import msgspec
 
-from tierwise.core.budget import Budget, Window
+from tierwise.core.budget import Budget, Scope, Window
 from tierwise.core.request import Payer
 
 Route = Literal["chat", "messages", "embeddings", "admin"]
 ROUTES: tuple[Route, ...] = get_args(Route)
-CREDIT_SCOPES = ("user", "key", "team", "organisation")
+CREDIT_SCOPES: tuple[Scope, ...] = ("user", "key", "team", "organisation")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}")  # of a key, and of all else that files or headers name
 NAME_RULE = "begins with a letter or digit and has only those and . _ @ -, 64 at most"
 SECRET_START = "tw-"  # noqa: S105  # how every secret begins that is made here

@@ -12,15 +12,15 @@ from collections.abc import Callable, Iterable
 
 import msgspec
 
-from tierwise.core.budget import Budget, Charge, Denial, Hold, Scope
-from tierwise.core.keys import merged
+from tierwise.core.budget import Budget, Charge, Denial, Hold
+from tierwise.core.keys import CREDIT_SCOPES, merged
 from tierwise.core.money import MAX_NANO
 from tierwise.core.request import Hints, Payer
 from tierwise.stores.ledger.accounts import RECENT_KEPT, Account, Counts, Key, Line, Load, Standing
 from tierwise.stores.ledger.admission import amount_of, denial, refusals, without_last
 from tierwise.stores.ledger.closed import Closed
 from tierwise.stores.ledger.laws import faults
-from tierwise.stores.ledger.lines import Lines
+from tierwise.stores.ledger.lines import Lines, Way
 from tierwise.stores.ledger.rows import (
     TOP_UP,
     Changes,
@@ -38,8 +38,6 @@ from tierwise.stores.ledger.sleeping import Sleeping
 ENTRIES_KEPT = 4_000
 CLOSED_KEPT = 20_000  # calls that have ended
 SUSPENSE_S = 86_400  # a call whose end nobody saw is settled at its least after this
-
-CREDIT_SCOPES: tuple[Scope, ...] = ("user", "key", "team", "organisation")
 
 
 class _Held:
@@ -66,15 +64,14 @@ class Books:
         self._load_hold = load_hold
         self._live: dict[Key, Account] = {}  # those with open holds
         self._dirty: dict[Key, Account] = {}
-        self._lines = Lines(Line(budget, load, live=self._alive) for budget in merged(budgets))
+        self._lines = Lines(
+            [Line(budget, load, live=self._alive) for budget in merged(budgets)],
+            {scope: Line(Budget(scope=scope), load, credit=True, live=self._alive) for scope in CREDIT_SCOPES},
+        )
         # Limits that callers put on their own requests.
         self._caps = Line(Budget(scope="request"), load, live=self._alive)
         self._caps.id = "cap/request"  # a budget on requests is another account
-        self._credits = {
-            scope: Line(Budget(scope=scope), load, credit=True, live=self._alive) for scope in CREDIT_SCOPES
-        }
         self._variances: dict[str, Line] = {}
-        self._prepaid: set[tuple[str, str]] = set()  # (scope, subject) that were ever topped up
         self._open: dict[str, _Held] = {}
         self._asleep = Sleeping()
         self.forgotten_s = 0  # calls that ended before this are history: a store may have let go of them
@@ -214,13 +211,13 @@ class Books:
         """Top up a prepaid balance; a negative amount takes back. The same id counts once. False when it did before.
 
         Raises ValueError for a scope that has no credit, or an amount that is none."""
-        if scope not in self._credits or not amount_nano or abs(amount_nano) > MAX_NANO:
+        if scope not in self._lines.credits or not amount_nano or abs(amount_nano) > MAX_NANO:
             raise ValueError(f"a credit belongs to one of {', '.join(CREDIT_SCOPES)} and has an amount")
         if id in self._grants or self._load_hold(f"{TOP_UP}{id}") is not None:
             return False
         self._grants.add(id)
-        self._prepaid.add((scope, subject))
-        account = self._credits[scope].standing(subject, at_s).account
+        self._lines.prepay(scope, subject)
+        account = self._lines.credits[scope].standing(subject, at_s).account
         account.limit(max(-MAX_NANO, min((account.limit_nano or 0) + amount_nano, MAX_NANO)))
         self.revision += 1
         self._dirty[account.key] = account
@@ -232,10 +229,9 @@ class Books:
 
     # -------------------------------------------------------------------------------------------- reading
 
-    def passes(self, payer: Payer, hints: Hints) -> list[tuple[Line, str]]:
+    def passes(self, payer: Payer, hints: Hints) -> Way:
         """Every budget and credit above a payer, and whose account in it is the payer's, for `reading`."""
-        found = self._lines.passed(payer, hints.session or "", hints.workflow or "", "")
-        return [*found, *self._prepaid_lines(payer)] if self._prepaid else found
+        return self._lines.way(payer, hints.session or "", hints.workflow or "")
 
     def open_holds(self) -> int:
         return len(self._open) + self._asleep.count
@@ -294,7 +290,8 @@ class Books:
         some, `count` says how many there are and `live` on which accounts they stand: the others sleep in the store.
         `last_id`: of all holds that are no top-ups, the one that sorts last; None: nobody looked."""
         self._closed.last_gone = last_id
-        self._prepaid |= set(prepaid)
+        for scope, subject in prepaid:
+            self._lines.prepay(scope, subject)
         self._asleep.count = len(rows) if count is None else count
         for key in live:
             self._revived(key)
@@ -314,28 +311,22 @@ class Books:
     def audit(self) -> tuple[str, ...]:
         """What is wrong with the books, one sentence each; () when they balance."""
         wrong = [f"hold {hold_id} is open and closed" for hold_id in self._open.keys() & self._closed.keys()]
-        lines = (*self._lines, self._caps, *self._credits.values())
+        lines = (*self._lines, self._caps, *self._lines.credits.values())
         held = [(each.row, each.accounts) for each in self._open.values()]
         return (*wrong, *faults(lines, held, self._asleep.sums(), self._entries))
 
     # -------------------------------------------------------------------------------------------- helpers
 
-    def _prepaid_lines(self, payer: Payer) -> list[tuple[Line, str]]:
-        if not self._prepaid:
-            return []
-        subjects = [(scope, str(getattr(payer, scope))) for scope in CREDIT_SCOPES]
-        subjects += [("key", key) for key in payer.within]  # what is prepaid for a key is all that its keys have too
-        return [(self._credits[scope], subject) for scope, subject in subjects if (scope, subject) in self._prepaid]
-
     def _standings(self, hold: Hold) -> list[Standing]:
         self.revision += 1  # a hold counts as traffic, also one that is refused
+        way = self._lines.way(hold.payer, hold.session, hold.workflow)
         request = hold.request or hold.id
-        passed = self._lines.passed(hold.payer, hold.session, hold.workflow, request)
+        passed = way.passed
+        if way.requests:
+            passed = [(line, request if line.budget.scope == "request" else subject) for line, subject in passed]
         found = [line.standing(subject, hold.at_s) for line, subject in passed]
-        for line, _ in passed:
-            if line.traffic is not None:
-                line.traffic.count(request, hold.at_s)
-        found += [line.standing(subject, hold.at_s) for line, subject in self._prepaid_lines(hold.payer)]
+        for traffic in way.traffic:
+            traffic.count(request, hold.at_s)
         if hold.request_limit_nano is not None:
             cap = self._caps.standing(request, hold.at_s)
             cap.account.limit(hold.request_limit_nano)
@@ -347,7 +338,7 @@ class Books:
         if (alive := self._alive(key)) is not None:
             return alive
         line_id, subject, start_s = key
-        others = {each.id: each for each in (self._caps, *self._credits.values())}
+        others = {each.id: each for each in (self._caps, *self._lines.credits.values())}
         line = self._lines.by_id.get(line_id) or others.get(line_id)
         if line is None:
             line = Line(Budget(scope="request"), self._load)

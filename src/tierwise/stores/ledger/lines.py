@@ -1,18 +1,20 @@
-"""All budgets of a ledger, found by who pays: thousands of keys may have limits, and a request passes its own only."""
+"""All budgets and credits of a ledger, found by who pays: thousands of keys may have limits, and a request passes its
+own only."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from operator import attrgetter
 from typing import NamedTuple
 
 from tierwise.core.budget import Budget
-from tierwise.core.keys import budget_id, merged
+from tierwise.core.keys import CREDIT_SCOPES, budget_id, merged
 from tierwise.core.request import Payer
 from tierwise.stores.ledger.accounts import Line
+from tierwise.stores.ledger.traffic import Traffic
 
 _FIELDS = ("key", "user", "team", "organisation")
-PATHS_KEPT = 5_000  # payers whose way through the budgets is remembered
+PATHS_KEPT = 5_000  # payers, and their sessions and workflows, whose way through the budgets is remembered
 
 
 class Change(NamedTuple):
@@ -23,31 +25,54 @@ class Change(NamedTuple):
     budgets: tuple[Budget, ...]  # in the place of what stood there
 
 
+Pass = tuple[Line, str]  # a budget or credit above a payer, and whose account in it is the payer's
+
+
 class _Path(NamedTuple):
     """What a payer's calls pass, whatever they are; and the lines that only the call knows its account in, the last
     first, with their places among the others."""
 
-    passed: list[tuple[Line, str]]
+    passed: list[Pass]
     asking: list[tuple[int, Line]]
+
+
+class Way:
+    """All that the calls of one session or workflow of a payer pass. Whoever gets one must not change it."""
+
+    __slots__ = ("passed", "rates", "requests", "traffic")
+
+    def __init__(self, passed: Sequence[Pass], *, requests: bool) -> None:
+        self.passed = passed
+        self.requests = requests  # there are budgets among them that each request has an account of its own in
+        self.rates = [each for each in passed if each[0].is_rate]
+        self.traffic: list[Traffic] = [line.traffic for line, _ in passed if line.traffic is not None]
 
 
 class Lines:
     """In the order of the configuration, everywhere."""
 
-    def __init__(self, lines: Iterable[Line] = ()) -> None:
+    def __init__(self, lines: Iterable[Line] = (), credits: dict[str, Line] | None = None) -> None:
         self._all: list[Line] = []
         self.by_id: dict[str, Line] = {}
+        self.credits = credits or {}  # by their scope
+        self._prepaid: set[tuple[str, str]] = set()  # (scope, subject) that were ever topped up
         self._for_all: list[Line] = []
         self._for: dict[tuple[str, str], list[Line]] = {}  # by the first condition on who pays
         self._paths: dict[Payer, _Path] = {}
+        self._ways: dict[tuple[Payer, str, str], Way] = {}
         self._put(0, 0, list(lines))
 
     def __iter__(self) -> Iterator[Line]:
+        """Without the credits."""
         return iter(self._all)
 
-    def passed(self, payer: Payer, session: str, workflow: str, request: str) -> list[tuple[Line, str]]:
-        """Every line that a call falls on, and whose account in it is the call's. Asked four times for each request, so
-        what the payer alone decides is worked out once for each payer."""
+    def way(self, payer: Payer, session: str, workflow: str) -> Way:
+        """Every line that a call falls on. Asked four times for each request, so it is worked out once for each session
+        or workflow, and what the payer alone decides once for each payer."""
+        way = self._ways.get((payer, session, workflow))
+        return way if way is not None else self._new_way(payer, session, workflow)
+
+    def _new_way(self, payer: Payer, session: str, workflow: str) -> Way:
         path = self._paths.get(payer)
         if path is None:
             if len(self._paths) >= PATHS_KEPT:
@@ -55,8 +80,12 @@ class Lines:
             path = self._paths[payer] = self._path(payer)
         found = path.passed.copy()
         for place, line in path.asking:
-            found[place:place] = [(line, subject) for subject in line.subjects(payer, session, workflow, request)]
-        return found
+            found[place:place] = [(line, subject) for subject in line.subjects(payer, session, workflow, "")]
+        if len(self._ways) >= PATHS_KEPT:
+            self._ways.clear()
+        requests = any(line.budget.scope == "request" for _, line in path.asking)
+        way = self._ways[payer, session, workflow] = Way(found, requests=requests)
+        return way
 
     def _path(self, payer: Payer) -> _Path:
         path = _Path([], [])
@@ -65,7 +94,25 @@ class Lines:
                 path.passed.extend((line, subject) for subject in line.subjects(payer, "", "", ""))
             else:
                 path.asking.insert(0, (len(path.passed), line))
+        if self._prepaid:
+            subjects = [(scope, str(getattr(payer, scope))) for scope in CREDIT_SCOPES]
+            subjects += [
+                ("key", key) for key in payer.within
+            ]  # what is prepaid for a key is all that its keys have too
+            path.passed.extend(
+                (self.credits[scope], name) for scope, name in subjects if (scope, name) in self._prepaid
+            )
         return path
+
+    def prepay(self, scope: str, subject: str) -> None:
+        """From now on there is a credit."""
+        if (scope, subject) not in self._prepaid:
+            self._prepaid.add((scope, subject))
+            self._forget_ways()
+
+    def _forget_ways(self) -> None:
+        self._paths.clear()
+        self._ways.clear()
 
     def of(self, payer: Payer) -> Iterable[Line]:
         """Every line that this payer's calls can fall on; some of them may not match all the same."""
@@ -112,7 +159,7 @@ class Lines:
 
     def _put(self, start: int, stop: int, lines: list[Line]) -> None:
         """`lines` in the place of those from `start` to `stop`."""
-        self._paths.clear()
+        self._forget_ways()
         for line in self._all[start:stop]:
             del self.by_id[line.id]
             if (pair := _named(line)) is None:

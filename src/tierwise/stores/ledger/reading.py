@@ -6,25 +6,23 @@ from collections.abc import Callable
 
 from tierwise.core.budget import Balance, Lambda
 from tierwise.core.request import Hints, Payer
-from tierwise.stores.ledger.accounts import Line
 from tierwise.stores.ledger.books import Books
+from tierwise.stores.ledger.lines import Way
 
-Passes = list[tuple[Line, str]]  # each budget or credit above a payer, and whose account in it is the payer's
 
-
-def balances_of(passes: Passes, at_s: int, *, rates: bool = False) -> tuple[Balance, ...]:
+def balances_of(way: Way, at_s: int, *, rates: bool = False) -> tuple[Balance, ...]:
     """Every budget and credit as it stands, in the order of the configuration. `rates`: only hard limits on calls and
     tokens in a window."""
-    return tuple([line.balance(subject, at_s) for line, subject in passes if not rates or line.is_rate])
+    return tuple([line.balance(subject, at_s) for line, subject in (way.rates if rates else way.passed)])
 
 
-def money_of(passes: Passes, at_s: int) -> Lambda:
+def money_of(way: Way, at_s: int) -> Lambda:
     """λ is that of the dearest budget that a payer passes through; `causes` are those whose own λ is above 1. Every
     request asks this, so no `Balance` is made for it."""
     value, left, scope = 1.0, None, ""
     causes: list[tuple[str, float]] = []
     shares: list[tuple[float, float | None]] = []
-    for line, subject in passes:
+    for line, subject in way.passed:
         if not line.has_money:
             continue
         used, limit, start_s, end_s = line.drawn(subject, at_s)
@@ -41,11 +39,11 @@ def money_of(passes: Passes, at_s: int) -> Lambda:
     return Lambda(value, tuple(causes), left, scope, tuple(shares))
 
 
-def left_of(passes: Passes, at_s: int) -> int | None:
+def left_of(way: Way, at_s: int) -> int | None:
     """The least that a hard budget or credit has left, below zero after an overage; None when none has a limit in
     money. A limit on single requests is none of them: it is new with each."""
     least: int | None = None
-    for line, subject in passes:
+    for line, subject in way.passed:
         if not line.has_money or not line.budget.hard or line.budget.scope == "request":
             continue
         used, limit, _, _ = line.drawn(subject, at_s)
