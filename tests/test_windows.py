@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tierwise.core.pace import LAMBDA_MAX
-from tierwise.stores.ledger.windows import NEVER_S, price_of_money, window_of
+from tierwise.stores.ledger.windows import NEVER_S, calm_of_money, price_of_money, window_of
 
 
 @given(
@@ -91,3 +91,26 @@ def test_the_price_of_money_is_bounded_never_falls_by_spending_and_never_rises_b
     assert 1.0 <= less <= more <= LAMBDA_MAX
     early, late = (price_of_money(used[0], limit, *span, at, **kind) for at in sorted(at_s))
     assert late <= early
+
+
+@given(
+    limit=st.one_of(st.integers(-5, 1_000), st.integers(0, 10**19)),
+    more=st.integers(0, 10**3),
+    at_s=st.integers(-10, 110),
+    lifetime=st.booleans(),
+    rolling=st.booleans(),
+    hard=st.booleans(),
+    window=st.sampled_from(["minute", "hour", "day", "week", "month"]),
+    plan=st.none() | st.floats(0, 1),
+)
+def test_money_that_is_called_calm_has_the_least_price_and_little_more_has_not(
+    limit: int, more: int, at_s: int, lifetime: bool, rolling: bool, hard: bool, window: Any, plan: float | None
+) -> None:
+    span = (-NEVER_S, NEVER_S) if lifetime else (0, 100)
+    kind: Any = {"window": "lifetime" if lifetime else window, "rolling": rolling and not lifetime, "hard": hard}
+    calm = calm_of_money(limit, *span, at_s, **kind, plan=plan)
+    assert (calm < 0) == (limit <= 0)
+    if calm >= 0:
+        for used in (calm, calm - more, 0):
+            assert price_of_money(used, limit, *span, at_s, **kind, plan=plan) == 1.0
+        assert price_of_money(calm + limit // 10**6 + 2, limit, *span, at_s, **kind, plan=plan) > 1.0

@@ -16,7 +16,7 @@ from tierwise.core.keys import budget_id
 from tierwise.core.request import Payer
 from tierwise.stores.ledger.subjects import subjects_of
 from tierwise.stores.ledger.traffic import Traffic
-from tierwise.stores.ledger.windows import NEVER_S, PACED, price_of_money, rolling_part, window_of
+from tierwise.stores.ledger.windows import NEVER_S, PACED, calm_of_money, price_of_money, rolling_part, window_of
 
 # Callers make sessions, workflows and requests at will, so their accounts are forgotten, the longest unused first,
 # above this number. One with an open hold never is. Whoever returns after that many others begins at zero, unless the
@@ -130,6 +130,9 @@ class Line:
     that it settles into the window that admitted it.
     """
 
+    calm_s: int | None  # the second that `calm_nano` is of
+    calm_nano: int
+
     def __init__(
         self, budget: Budget, load: Load = lambda key: None, *, credit: bool = False, live: Live = lambda key: None
     ) -> None:
@@ -138,12 +141,15 @@ class Line:
         self.place = 0  # among all lines
         self.load = load
         self.live = live
+        self.owner = "credit" if credit else budget.scope  # as callers are told
         self.label = budget.scope if budget.window == "lifetime" else f"{budget.scope}/{budget.window}"
         self.window = "lifetime" if budget.scope == "request" else budget.window  # a request is its own window
         self.rolling = budget.rolling and self.window != "lifetime"
-        self.is_plain = not self.rolling and budget.scope != "request"  # one account is all that counts for a subject
+        # As long as this second has not come, the newest account is all that counts for its subject.
+        self.is_plain = not self.rolling and budget.scope != "request"
+        self.plain_s = NEVER_S if self.is_plain and self.window == "lifetime" else -NEVER_S
         self.id = "credit/" + budget.scope if credit else budget_id(budget)
-        self.traffic = Traffic(budget.zone) if self.window in PACED and not self.rolling else None
+        self.traffic = Traffic(budget.zone, self._plan_changed) if self.window in PACED and not self.rolling else None
         self.forgets = budget.scope in MADE_BY_CALLERS
         self.by_payer = {budget.scope, *dict(budget.match)}.isdisjoint(MADE_BY_CALLERS)  # no call has a say in it
         self.start_s = -NEVER_S
@@ -185,20 +191,14 @@ class Line:
             return None, start_s, end_s
         return _summed(account, older, start_s), start_s, end_s
 
-    def drawn(self, subject: str, at_s: int) -> tuple[int, int, int, int]:
-        """(nano-dollars posted and held, the limit in money or 0 for none, the window's first second, the second of its
-        next change), as `counted` has them. Asked twice for each request: of one account no Standing is made."""
-        account = self.accounts.get(subject) if self.is_plain else None
-        if account is None:
-            counted, start_s, end_s = self.counted(subject, at_s)
-            used = counted.posted_nano + counted.pending_nano if counted is not None else 0
-            return used, self.limit_of(counted) or 0, start_s, end_s
-        start_s, end_s = self.start_s, self.end_s
-        if not start_s <= at_s < end_s:
-            start_s, end_s = self._window_at(at_s)
-        begun = account.start_s >= start_s  # else it is another window by now
-        limit = self.budget.limit_nano if not self.credit else account.limit_nano if begun else 0
-        return account.posted_nano + account.pending_nano if begun else 0, limit or 0, start_s, end_s
+    def drawn(self, subject: str, at_s: int) -> tuple[int, int]:
+        """(nano-dollars posted and held, the limit in money or 0 for none), as `counted` has them. Asked for each of
+        its budgets twice by each request: of one account no Standing is made."""
+        account = self.accounts.get(subject) if at_s < self.plain_s else None
+        if account is not None:
+            return account.posted_nano + account.pending_nano, account.limit_nano or 0
+        counted, _, _ = self.counted(subject, at_s)
+        return counted.posted_nano + counted.pending_nano if counted else 0, self.limit_of(counted) or 0
 
     def limit_of(self, counted: Standing | None) -> int | None:
         """In money. Of a credit, all that was ever topped up."""
@@ -206,12 +206,12 @@ class Line:
             return self.budget.limit_nano
         return (counted.account.limit_nano or 0) if counted is not None else 0
 
-    def price_at(self, used: int, limit: int, start_s: int, end_s: int, at_s: int) -> tuple[float, float | None]:
+    def price_at(self, used: int, limit: int, at_s: int) -> tuple[float, float | None]:
         """(λ of this budget, the share of it that was planned to be used by now). A request has spent nothing at the
         door, so a limit on one has no price."""
-        plan = self.traffic.planned(start_s, end_s, at_s) if self.traffic is not None else None
         if self.budget.scope == "request":
-            return 1.0, plan
+            return 1.0, None
+        start_s, end_s, plan = self._planned(at_s)
         price = price_of_money(
             used,
             limit,
@@ -220,10 +220,39 @@ class Line:
             at_s,
             window=self.window,
             rolling=self.rolling,
-            hard=self.budget.hard,
+            hard=self.hard,
             plan=plan,
         )
         return price, plan
+
+    def calm_at(self, at_s: int) -> int:
+        """So much may be used and λ of this budget is 1. Each request asks it of each of its budgets, and within one
+        second the answer is the same: it is in `calm_nano` as long as `calm_s` is that second."""
+        limit = self.budget.limit_nano
+        if limit is None or self.budget.scope == "request":
+            self.calm_nano = NEVER_S  # a credit has no pace, and a request has spent nothing yet
+        else:
+            start_s, end_s, plan = self._planned(at_s)
+            self.calm_nano = calm_of_money(
+                limit,
+                start_s,
+                end_s,
+                at_s,
+                window=self.window,
+                rolling=self.rolling,
+                hard=self.hard,
+                plan=plan,
+            )
+        self.calm_s = at_s
+        return self.calm_nano
+
+    def _planned(self, at_s: int) -> tuple[int, int, float | None]:
+        """(first second that counts, second of the next change, share of the limit that is to be used by now)"""
+        start_s, end_s = self._window_at(at_s)
+        return start_s, end_s, self.traffic.planned(start_s, end_s, at_s) if self.traffic is not None else None
+
+    def _plan_changed(self) -> None:
+        self.calm_s = None
 
     def balance(self, subject: str, at_s: int) -> Balance:
         """How a subject stands at `at_s`."""
@@ -231,7 +260,7 @@ class Line:
         counted, start_s, end_s = self.counted(subject, at_s)
         limit = self.limit_of(counted)
         spent, held = (counted.posted_nano, counted.pending_nano) if counted else (0, 0)
-        price, plan = (1.0, None) if limit is None else self.price_at(spent + held, limit, start_s, end_s, at_s)
+        price, plan = (1.0, None) if limit is None else self.price_at(spent + held, limit, at_s)
         return Balance(
             scope=budget.scope,
             window=self.window,
@@ -273,10 +302,13 @@ class Line:
 
     def _keep_to(self, budget: Budget) -> None:
         self.budget = budget
+        self.hard = budget.hard
         self.is_rate = is_rate(budget)
         self.has_money = self.credit or budget.limit_nano is not None
+        self.lasts = self.has_money and budget.hard and budget.scope != "request"  # and is not new with each request
         others = {budget.steps, budget.calls, budget.tokens, budget.parallel, budget.deadline_s, budget.repeats}
         self.counts = others != {None}  # more than money
+        self.calm_s = None
 
     # -------------------------------------------------------------------------------------------- windows
 
@@ -297,6 +329,8 @@ class Line:
         else:
             self.start_s, self.end_s = window_of(self.window, at_s, self.budget.zone)
             self.accounts = OrderedDict()
+            self.plain_s = self.end_s if self.is_plain else -NEVER_S
+            self.calm_s = None
 
     def _open(self, subject: str, before: Account | None) -> Account:
         if before is not None:

@@ -113,7 +113,7 @@ def denial(refused: Sequence[Refusal], standings: Sequence[Standing], hold: Hold
     room = [left for each in standings if each.account.line.budget.hard and (left := each.left_nano) is not None]
     limited = account.limit_nano is not None
     return Denial(
-        scope="credit" if line.credit else line.budget.scope,
+        scope=line.owner,
         code=told.code,
         limit_nano=account.limit_nano,
         spent_nano=told.standing.posted_nano if limited else None,

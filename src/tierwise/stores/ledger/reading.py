@@ -19,24 +19,24 @@ def balances_of(way: Way, at_s: int, *, rates: bool = False) -> tuple[Balance, .
 def money_of(way: Way, at_s: int) -> Lambda:
     """λ is that of the dearest budget that a payer passes through; `causes` are those whose own λ is above 1. Every
     request asks this, so no `Balance` is made for it."""
-    value, left, scope = 1.0, None, ""
+    value, left, tightest = 1.0, None, None
     causes: list[tuple[str, float]] = []
     shares: list[tuple[float, float | None]] = []
     for line, subject in way.passed:
         if not line.has_money:
             continue
-        used, limit, start_s, end_s = line.drawn(subject, at_s)
-        if not line.credit:  # a credit has no pace
-            price, plan = line.price_at(used, limit, start_s, end_s, at_s)
+        used, limit = line.drawn(subject, at_s)
+        if used > (line.calm_nano if line.calm_s == at_s else line.calm_at(at_s)):  # mostly it is not
+            price, plan = line.price_at(used, limit, at_s)
             if price > 1.0:
                 causes.append((line.label, price))
                 shares.append((used / (limit or 1), plan))
                 value = max(value, price)
-        if line.budget.hard:
+        if line.hard:
             room = limit - used if limit > used else 0
             if left is None or room < left:
-                left, scope = room, "credit" if line.credit else line.budget.scope
-    return Lambda(value, tuple(causes), left, scope, tuple(shares))
+                left, tightest = room, line
+    return Lambda(value, tuple(causes), left, tightest.owner if tightest is not None else "", tuple(shares))
 
 
 def left_of(way: Way, at_s: int) -> int | None:
@@ -44,11 +44,10 @@ def left_of(way: Way, at_s: int) -> int | None:
     money. A limit on single requests is none of them: it is new with each."""
     least: int | None = None
     for line, subject in way.passed:
-        if not line.has_money or not line.budget.hard or line.budget.scope == "request":
-            continue
-        used, limit, _, _ = line.drawn(subject, at_s)
-        if least is None or limit - used < least:
-            least = limit - used
+        if line.lasts:
+            used, limit = line.drawn(subject, at_s)
+            if least is None or limit - used < least:
+                least = limit - used
     return least
 
 

@@ -6,6 +6,7 @@ learned over a restart.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import datetime
 
 import msgspec
@@ -29,10 +30,12 @@ class _Kept(msgspec.Struct, frozen=True):
 
 
 class Traffic:
-    """The requests of one budget's payers, all subjects together. The clock never moves back."""
+    """The requests of one budget's payers, all subjects together. The clock never moves back. `learned`: told when
+    what is planned becomes another."""
 
-    def __init__(self, zone: str = "UTC") -> None:
+    def __init__(self, zone: str = "UTC", learned: Callable[[], None] = lambda: None) -> None:
         self.zone = zone
+        self._learned = learned
         self.shape = Shape()
         self._hour: int | None = None
         self._calls = 0
@@ -70,6 +73,7 @@ class Traffic:
             raise msgspec.ValidationError(f"a week has {SLOTS} slots")
         self.shape, self._hour, self._calls = kept.shape, kept.hour, kept.calls
         self._whole, self._last = kept.whole, kept.last
+        self._learned()
 
     def planned(self, start_s: int, end_s: int, at_s: int) -> float:
         """The share of a window's budget that is to be used by `at_s`."""
@@ -95,3 +99,4 @@ class Traffic:
         for empty in range(max(begun + 1, hour - LONGEST_SILENCE_H), hour):
             self.shape = learned(self.shape, self.slot(empty * HOUR_S), 0)
         self._hour, self._calls, self._whole = hour, 0, True
+        self._learned()

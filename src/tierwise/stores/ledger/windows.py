@@ -11,11 +11,20 @@ from typing import assert_never
 from zoneinfo import ZoneInfo
 
 from tierwise.core.budget import ROLLING_S, Window
-from tierwise.core.pace import LAMBDA_MAX, price_by_plan, price_by_scarcity, price_by_share, price_when_soft
+from tierwise.core.pace import (
+    GUARDED,
+    LAMBDA_MAX,
+    SCARCE,
+    price_by_plan,
+    price_by_scarcity,
+    price_by_share,
+    price_when_soft,
+)
 
 NEVER_S = 1 << 62  # the end of a lifetime
 DAY_S = 86_400
 PACED: tuple[Window, ...] = ("day", "week", "month")  # windows whose money is to last until their end
+SURELY = 1.0 - 1e-9  # below a bound by more than what is lost in rounding
 
 
 def window_of(window: Window, at_s: int, zone: str = "UTC") -> tuple[int, int]:
@@ -88,13 +97,41 @@ def price_of_money(
     if limit_nano <= 0:
         return LAMBDA_MAX
     used = used_nano / limit_nano
-    has_plan = end_s != NEVER_S and not rolling and window in PACED
-    if not has_plan:
-        plan = 1.0
-    elif plan is None:
-        plan = min(max((at_s - start_s) / (end_s - start_s), 0.0), 1.0)
+    plan = _plan(start_s, end_s, at_s, window, rolling, plan)
     if not hard:
-        return price_when_soft(used, plan)
-    if has_plan:
+        return price_when_soft(used, 1.0 if plan is None else plan)
+    if plan is not None:
         return price_by_plan(used, plan)
     return price_by_scarcity(used) if end_s == NEVER_S else price_by_share(used)
+
+
+def calm_of_money(
+    limit_nano: int,
+    start_s: int,
+    end_s: int,
+    at_s: int,
+    *,
+    window: Window = "month",
+    rolling: bool = False,
+    hard: bool = True,
+    plan: float | None = None,
+) -> int:
+    """So much may be used, and `price_of_money` is 1 for certain; below zero where it never is. A bit above it, it may
+    be 1 as well."""
+    if limit_nano <= 0:
+        return -NEVER_S
+    plan = _plan(start_s, end_s, at_s, window, rolling, plan)
+    if not hard:
+        share = 1.0 if plan is None else plan
+    elif plan is not None:
+        share = min(plan, 1.0 - SCARCE)
+    else:
+        share = 0.0 if end_s == NEVER_S else 1.0 - GUARDED
+    return int(share * limit_nano * SURELY)
+
+
+def _plan(start_s: int, end_s: int, at_s: int, window: Window, rolling: bool, plan: float | None) -> float | None:
+    """The share that was to be used by now; None: there is no plan."""
+    if end_s == NEVER_S or rolling or window not in PACED:
+        return None
+    return min(max((at_s - start_s) / (end_s - start_s), 0.0), 1.0) if plan is None else plan
