@@ -21,8 +21,9 @@ from tests.support.reference import File, Reference
 from tierwise.core.budget import Budget, Charge, Denial, Hold
 from tierwise.core.money import Usage
 from tierwise.core.request import Payer
-from tierwise.stores.ledger.accounts import Counts, Key, Line, Standing
+from tierwise.stores.ledger.accounts import Counts, Key, Line
 from tierwise.stores.ledger.books import SUSPENSE_S, Books
+from tierwise.stores.ledger.lines import Way
 from tierwise.stores.ledger.rows import Changes, HoldRow
 from tierwise.stores.ledger.windows import DAY_S, NEVER_S
 
@@ -404,11 +405,13 @@ class SettlesTwice(Books):
 
 
 class ChecksOneLevel(Books):
-    """Only the first budget of the path is asked; the others look empty."""
+    """Only the first budget of the path is asked; the others refuse nothing."""
 
-    def _standings(self, hold: Hold) -> list[Standing]:
-        found, empty = super()._standings(hold), -(10**15)
-        return [*found[:1], *(Standing(each.account, empty, 0, empty, empty, empty) for each in found[1:])]
+    def _way(self, hold: Hold) -> Way:
+        way = super()._way(hold)
+        for place, (line, _) in enumerate(way.passed):
+            line.hard = line.budget.hard and place == 0
+        return way
 
 
 class ForgetsHolds(Books):
@@ -428,10 +431,11 @@ class _MovesBack(Line):
 class MovesBack(Books):
     """A window that follows the clock backwards, and is spent again."""
 
-    def _standings(self, hold: Hold) -> list[Standing]:
+    def _way(self, hold: Hold) -> Way:
         for line in self._lines:
             line.__class__ = _MovesBack
-        return super()._standings(hold)
+            line._move(hold.at_s)
+        return super()._way(hold)
 
 
 MUTANTS: dict[str, type[Books]] = {

@@ -1,4 +1,4 @@
-"""Whether a hold fits under one account, and of several refusals the one to tell. Pure; `books` asks."""
+"""Whether a hold fits under all of its accounts, and of several refusals the one to tell. `books` asks."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ from collections.abc import Sequence
 
 import msgspec
 
-from tierwise.core.budget import Denial, DenialCode, Hold
+from tierwise.core.budget import Budget, Denial, DenialCode, Hold
 from tierwise.core.money import MAX_NANO
-from tierwise.stores.ledger.accounts import Standing
+from tierwise.stores.ledger.accounts import Account, Standing
+from tierwise.stores.ledger.lines import Pass
 
 # The codes by how little waiting helps: the first that applies is told.
 _ORDER: tuple[DenialCode, ...] = (
@@ -27,12 +28,46 @@ class Refusal(msgspec.Struct, frozen=True):
     used: int | None = None
 
 
-def amount_of(hold: Hold, standings: Sequence[Standing]) -> int:
+def amount_of(hold: Hold, passed: Sequence[Pass]) -> int:
     """What is set aside: the caller's worst case, and for a call that has none the largest reserve on its path."""
     if hold.bounded:
         return hold.amount_nano
-    reserves = [each.account.line.budget.reserve_nano or 0 for each in standings]
-    return max((hold.amount_nano, *reserves))
+    return max((hold.amount_nano, *(line.budget.reserve_nano or 0 for line, _ in passed)))
+
+
+def fitting(hold: Hold, amount_nano: int, passed: Sequence[Pass]) -> list[Account] | None:
+    """The accounts that a hold is counted on, opened where they are new; None when one of them refuses it.
+
+    Almost always each is all that counts for its subject, and says at a glance that there is room. Only of the others
+    it is summed up what they stand at, and asked what they have against it."""
+    found: list[Account] = []
+    at_s, sure = hold.at_s, hold.bounded
+    for line, subject in passed:
+        account = line.accounts.get(subject) if at_s < line.plain_s else None
+        if account is not None and line.hard:
+            limit = account.limit_nano
+            enough = limit is None or (sure and amount_nano <= limit - account.posted_nano - account.pending_nano)
+            if not enough or (line.counts and not _counts_fit(line.budget, account, hold)):
+                account = None
+        if account is None:
+            standing = line.standing(subject, at_s)
+            if refusals(standing, hold, amount_nano):
+                return None
+            account = standing.account
+        elif line.forgets:
+            line.accounts.move_to_end(subject)
+        found.append(account)
+    return found
+
+
+def _counts_fit(budget: Budget, account: Account, hold: Hold) -> bool:
+    """For certain. What depends on more than this account and these sums is looked at more closely."""
+    return (
+        (budget.steps is None or account.steps + hold.steps <= budget.steps)
+        and (budget.calls is None or account.calls < budget.calls)
+        and (budget.tokens is None or account.tokens + account.tokens_pending + hold.tokens <= budget.tokens)
+        and budget.parallel is budget.deadline_s is budget.repeats is None
+    )
 
 
 def refusals(standing: Standing, hold: Hold, amount_nano: int) -> list[Refusal]:
@@ -40,7 +75,7 @@ def refusals(standing: Standing, hold: Hold, amount_nano: int) -> list[Refusal]:
     account = standing.account
     line = account.line
     budget = line.budget
-    if not budget.hard:
+    if not line.hard:
         return []
     limit = account.limit_nano
     left = None if limit is None else limit - standing.posted_nano - standing.pending_nano
@@ -103,10 +138,11 @@ def without_last(recent: tuple[str, ...], fingerprint: str) -> tuple[str, ...]:
     return recent
 
 
-def denial(refused: Sequence[Refusal], standings: Sequence[Standing], hold: Hold) -> Denial:
+def denial(hold: Hold, amount_nano: int, standings: Sequence[Standing]) -> Denial:
     """Of all the accounts that say no, the one that waiting helps least, and among equals the one with the least left.
 
     `affordable_nano` is what every budget on the path would bear together; 0 where no amount is small enough."""
+    refused = [found for each in standings for found in refusals(each, hold, amount_nano)]
     told = min(refused, key=lambda each: (_ORDER.index(each.code), each.left))
     account, line = told.standing.account, told.standing.account.line
     money = told.code in ("budget_exceeded", "held_by_others", "credit_exhausted")

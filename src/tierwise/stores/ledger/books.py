@@ -17,7 +17,7 @@ from tierwise.core.keys import CREDIT_SCOPES, merged
 from tierwise.core.money import MAX_NANO
 from tierwise.core.request import Hints, Payer
 from tierwise.stores.ledger.accounts import RECENT_KEPT, Account, Counts, Key, Line, Load, Standing
-from tierwise.stores.ledger.admission import amount_of, denial, refusals, without_last
+from tierwise.stores.ledger.admission import amount_of, denial, fitting, without_last
 from tierwise.stores.ledger.closed import Closed
 from tierwise.stores.ledger.laws import faults
 from tierwise.stores.ledger.lines import Lines, Way
@@ -98,27 +98,32 @@ class Books:
             raise ValueError(f"hold {hold.id!r}: {amount} nano-dollars, {steps} steps cannot be held")
         if hold.id in self._open or self._closed.has_or_had(hold.id, self._load_hold):
             return None
-        standings = self._standings(hold)
-        amount = amount_of(hold, standings)
-        denied = [found for each in standings for found in refusals(each, hold, amount)]
-        if denied:
-            return denial(denied, standings, hold)
-        accounts = tuple([each.account for each in standings])
-        tokens = hold.tokens
+        way = self._way(hold)
+        amount = amount_of(hold, way.passed)
+        accounts = fitting(hold, amount, way.passed)
+        self.revision += 1  # a hold counts as traffic, also one that is refused
+        for traffic in way.traffic:
+            traffic.count(hold.request or hold.id, hold.at_s)
+        if accounts is None:
+            return denial(hold, amount, self._standings(hold))
+        steps, tokens = hold.steps, hold.tokens
+        step = hold.fingerprint if steps else ""
+        dirty, live = self._dirty, self._live
         for account in accounts:
-            line, subject = account.line, account.subject
             account.pending_nano += amount
             account.tokens_pending += tokens
             account.steps += steps
             account.calls += 1
             account.open += 1
-            account.first_s = account.first_s or hold.at_s
-            if steps and hold.fingerprint and line.budget.repeats is not None:
-                account.recent = (*account.recent, hold.fingerprint)[-RECENT_KEPT:]
+            if not account.first_s:
+                account.first_s = hold.at_s
+            line, subject, key = account.line, account.subject, account.key
+            if step and line.budget.repeats is not None:
+                account.recent = (*account.recent, step)[-RECENT_KEPT:]
             line.under_way[subject] = line.under_way.get(subject, 0) + 1
-            self._dirty[account.key] = self._live[account.key] = account
+            dirty[key] = live[key] = account
         row = row_of(hold, amount, tuple([account.key for account in accounts]))
-        self._open[hold.id] = _Held(row, accounts, hold.fingerprint if steps else "")
+        self._open[hold.id] = _Held(row, tuple(accounts), step)
         self._touched[hold.id] = row
         return None
 
@@ -317,21 +322,21 @@ class Books:
 
     # -------------------------------------------------------------------------------------------- helpers
 
-    def _standings(self, hold: Hold) -> list[Standing]:
-        self.revision += 1  # a hold counts as traffic, also one that is refused
+    def _way(self, hold: Hold) -> Way:
+        """All that a hold passes, and whose account in it is the hold's."""
         way = self._lines.way(hold.payer, hold.session, hold.workflow)
+        if not way.requests and hold.request_limit_nano is None:
+            return way
         request = hold.request or hold.id
-        passed = way.passed
-        if way.requests:
-            passed = [(line, request if line.budget.scope == "request" else subject) for line, subject in passed]
-        found = [line.standing(subject, hold.at_s) for line, subject in passed]
-        for traffic in way.traffic:
-            traffic.count(request, hold.at_s)
+        passed = [(line, request if line.budget.scope == "request" else subject) for line, subject in way.passed]
         if hold.request_limit_nano is not None:
-            cap = self._caps.standing(request, hold.at_s)
-            cap.account.limit(hold.request_limit_nano)
-            found.append(cap)
-        return found
+            self._caps.standing(request, hold.at_s).account.limit(hold.request_limit_nano)
+            passed.append((self._caps, request))
+        return Way(passed, requests=True)
+
+    def _standings(self, hold: Hold) -> list[Standing]:
+        """How all that a hold passes stands, added up one by one."""
+        return [line.standing(subject, hold.at_s) for line, subject in self._way(hold).passed]
 
     def _account(self, key: Key) -> Account:
         """The account of a key, whichever line it is of; one of a line that is no more stands alone."""
