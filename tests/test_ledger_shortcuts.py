@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.support.ledgers import NOON
@@ -94,7 +94,6 @@ def do(books: Books, what: str, hold: dict[str, Any], number: int, at_s: int, bu
             return books.reload((*budgets[some % 3 :], Budget(scope="user", limit_nano=10 * some)))
 
 
-@settings(deadline=None)
 @given(
     budgets=st.lists(BUDGETS, min_size=1, max_size=6),
     story=st.lists(st.tuples(WHAT, HOLDS), min_size=20, max_size=50),

@@ -181,6 +181,9 @@ class Line:
     def counted(self, subject: str, at_s: int) -> tuple[Standing | None, int, int]:
         """(what counts for a subject at `at_s`, the window's first second, the second of its next change). Opens no
         account and moves no window."""
+        account = self.accounts.get(subject) if at_s < self.plain_s else None
+        if account is not None:
+            return _summed(account, [], self.start_s), self.start_s, self.end_s
         start_s, end_s = self._window_at(at_s)
         if self.budget.scope == "request":  # a request that comes has nothing yet, and no store need be asked for it
             return None, start_s, end_s
@@ -306,8 +309,8 @@ class Line:
         self.is_rate = is_rate(budget)
         self.has_money = self.credit or budget.limit_nano is not None
         self.lasts = self.has_money and budget.hard and budget.scope != "request"  # and is not new with each request
-        others = {budget.steps, budget.calls, budget.tokens, budget.parallel, budget.deadline_s, budget.repeats}
-        self.counts = others != {None}  # more than money
+        self.watches = {budget.parallel, budget.deadline_s, budget.repeats} != {None}  # more than sums
+        self.counts = self.watches or {budget.steps, budget.calls, budget.tokens} != {None}  # more than money
         self.calm_s = None
 
     # -------------------------------------------------------------------------------------------- windows

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 
 import msgspec
 
-from tierwise.core.budget import Budget, Denial, DenialCode, Hold
+from tierwise.core.budget import Denial, DenialCode, Hold
 from tierwise.core.money import MAX_NANO
-from tierwise.stores.ledger.accounts import Account, Standing
+from tierwise.stores.ledger.accounts import Account, Line, Standing
 from tierwise.stores.ledger.lines import Pass
+from tierwise.stores.ledger.windows import NEVER_S
 
 # The codes by how little waiting helps: the first that applies is told.
 _ORDER: tuple[DenialCode, ...] = (
@@ -41,13 +42,14 @@ def fitting(hold: Hold, amount_nano: int, passed: Sequence[Pass]) -> list[Accoun
     Almost always each is all that counts for its subject, and says at a glance that there is room. Only of the others
     it is summed up what they stand at, and asked what they have against it."""
     found: list[Account] = []
-    at_s, sure = hold.at_s, hold.bounded
+    at_s = hold.at_s
+    surely_nano = amount_nano if hold.bounded else NEVER_S  # no room is enough for what may come to anything
     for line, subject in passed:
         account = line.accounts.get(subject) if at_s < line.plain_s else None
         if account is not None and line.hard:
             limit = account.limit_nano
-            enough = limit is None or (sure and amount_nano <= limit - account.posted_nano - account.pending_nano)
-            if not enough or (line.counts and not _counts_fit(line.budget, account, hold)):
+            enough = limit is None or surely_nano <= limit - account.posted_nano - account.pending_nano
+            if not enough or (line.counts and not _counts_fit(line, account, hold)):
                 account = None
         if account is None:
             standing = line.standing(subject, at_s)
@@ -60,13 +62,15 @@ def fitting(hold: Hold, amount_nano: int, passed: Sequence[Pass]) -> list[Accoun
     return found
 
 
-def _counts_fit(budget: Budget, account: Account, hold: Hold) -> bool:
-    """For certain. What depends on more than this account and these sums is looked at more closely."""
+def _counts_fit(line: Line, account: Account, hold: Hold) -> bool:
+    """For certain. Limits on more than these sums are looked at more closely."""
+    if line.watches:
+        return False
+    budget = line.budget
     return (
         (budget.steps is None or account.steps + hold.steps <= budget.steps)
         and (budget.calls is None or account.calls < budget.calls)
         and (budget.tokens is None or account.tokens + account.tokens_pending + hold.tokens <= budget.tokens)
-        and budget.parallel is budget.deadline_s is budget.repeats is None
     )
 
 

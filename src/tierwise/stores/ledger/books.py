@@ -388,26 +388,31 @@ class Books:
 
     def _close(self, held: _Held, cost: int, tokens: int, *, released: bool) -> None:
         row = held.row
-        excess = cost - row.amount_nano
-        overage = max(excess, 0)
+        amount, tokens_held = row.amount_nano, row.tokens
+        excess = cost - amount
+        dirty = self._dirty
         self.revision += 1
         for account in held.accounts:
-            account.pending_nano -= row.amount_nano
-            account.tokens_pending -= row.tokens
+            key, subject, under_way = account.key, account.subject, account.line.under_way
+            account.pending_nano -= amount
+            account.tokens_pending -= tokens_held
+            account.posted_nano += cost
             account.tokens += tokens
             account.open -= 1
             if not account.open:
-                self._live.pop(account.key, None)
-            account.posted_nano += cost
-            account.overage_nano += overage
-            self._dirty[account.key] = account
+                self._live.pop(key, None)
+            if excess > 0:
+                account.overage_nano += excess
             if released:  # the call was never made, so it was no step
                 account.steps -= row.steps
                 account.calls -= 1
                 account.recent = without_last(account.recent, held.fingerprint)
-            under_way, subject = account.line.under_way, account.subject
-            if left := under_way.pop(subject, 1) - 1:
+            left = under_way.get(subject, 1) - 1
+            if left:
                 under_way[subject] = left
+            else:
+                under_way.pop(subject, None)
+            dirty[key] = account
         if excess > 0:
             self.overages += 1
             self.overage_nano += excess

@@ -126,11 +126,11 @@ class SqliteLedger(GroupCommits):
         waiters = self._waiters.get(hold.id)
         first = waiters is None
         if waiters is None:
-            before = self.books.open_holds()
+            before = self.books.revision
             if hold.amount_nano > MOST or hold.tokens > MOST:
                 raise ValueError(f"hold {hold.id!r}: {hold.amount_nano} nano-dollars cannot be held")
             denial = self.books.hold(hold)
-            if denial is not None or self.books.open_holds() == before:
+            if denial is not None or self.books.revision == before:  # or held before, and on the disk by now
                 return denial
             waiters = self._waiters[hold.id] = []
             self._next.waiting.append(hold.id)
@@ -306,7 +306,8 @@ class SqliteLedger(GroupCommits):
 
     def _now_s(self) -> int:
         """Never in the past that was let go of: a window of then would begin anew, with nothing spent."""
-        return max(super()._now_s(), self.books.forgotten_s)
+        now_s, forgotten_s = int(self._clock()), self.books.forgotten_s
+        return now_s if now_s > forgotten_s else forgotten_s
 
     def _traffic(self) -> Iterator[tuple[str, Traffic]]:
         """Of every budget that is to last its window, by its id."""

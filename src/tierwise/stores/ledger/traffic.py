@@ -51,10 +51,8 @@ class Traffic:
     def count(self, request: str, at_s: int) -> None:
         """A request asks for money, and gets some or not. One that asks again at once (a fallback) counts once."""
         hour = at_s // HOUR_S
-        if self._hour is None:
-            self._hour = hour
-        elif hour > self._hour:
-            self._end(hour)
+        if hour != self._hour:
+            self._come(hour)
         if request != self._last:
             self._calls += 1
             self._last = request
@@ -92,8 +90,14 @@ class Traffic:
         local = datetime.fromtimestamp(at_s, zone_of(self.zone))
         return local.hour + (24 if local.weekday() >= SATURDAY else 0)
 
-    def _end(self, hour: int) -> None:
-        begun = self._hour if self._hour is not None else hour
+    def _come(self, hour: int) -> None:
+        begun = self._hour
+        if begun is None:
+            self._hour = hour
+        elif hour > begun:
+            self._end(begun, hour)
+
+    def _end(self, begun: int, hour: int) -> None:
         if self._whole:
             self.shape = learned(self.shape, self.slot(begun * HOUR_S), self._calls)
         for empty in range(max(begun + 1, hour - LONGEST_SILENCE_H), hour):
