@@ -5,17 +5,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import msgspec
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.support.ledgers import NOON
+from tests.support.ledgers import ADA, NOON, a_hold
 from tierwise.core.budget import Balance, Budget, Charge, Hold
 from tierwise.core.money import Usage
+from tierwise.core.pace import SLOTS, Shape
 from tierwise.core.request import Hints, Payer
 from tierwise.stores.ledger.books import Books
 from tierwise.stores.ledger.lines import Way
 from tierwise.stores.ledger.reading import balances_of, left_of, money_of
-from tierwise.stores.ledger.windows import NEVER_S
+from tierwise.stores.ledger.traffic import Traffic
+from tierwise.stores.ledger.windows import DAY_S, NEVER_S
 
 
 class Thorough(Books):
@@ -74,7 +78,8 @@ HOLDS = st.fixed_dictionaries(
     }
 )
 WHAT = st.sampled_from(("hold",) * 10 + ("settle",) * 4 + ("release", "grant", "wait", "wait", "reload"))
-WAITS_S = (1, 61, 3_600, 90_000, -4_000, -1)
+LATER_S = st.sampled_from((0, 0, 0, 3_600, 90_000))  # than what is asked about in between
+TIMES = (NOON, NOON + 1, NOON + 61, NOON + 3_600, NOON + 90_000)  # a clock may be set back
 
 
 def do(books: Books, what: str, hold: dict[str, Any], number: int, at_s: int, budgets: Sequence[Budget]) -> Any:
@@ -96,18 +101,18 @@ def do(books: Books, what: str, hold: dict[str, Any], number: int, at_s: int, bu
 
 @given(
     budgets=st.lists(BUDGETS, min_size=1, max_size=6),
-    story=st.lists(st.tuples(WHAT, HOLDS), min_size=20, max_size=50),
+    story=st.lists(st.tuples(WHAT, HOLDS, LATER_S), min_size=20, max_size=50),
     asked=st.lists(st.tuples(PAYERS, st.sampled_from((None, "s1"))), min_size=1, max_size=3),
 )
 def test_one_account_of_each_budget_says_what_adding_everything_up_says(
-    budgets: list[Budget], story: list[tuple[str, dict[str, Any]]], asked: list[tuple[Payer, str | None]]
+    budgets: list[Budget], story: list[tuple[str, dict[str, Any], int]], asked: list[tuple[Payer, str | None]]
 ) -> None:
     quick, thorough = Books(tuple(budgets)), Thorough(tuple(budgets))
     at_s = NOON
-    for number, (what, hold) in enumerate(story):
+    for number, (what, hold, later_s) in enumerate(story):
         if what == "wait":
-            at_s += WAITS_S[hold["amount_nano"] % len(WAITS_S)]
-        answers = [do(books, what, hold, number, at_s, budgets) for books in (quick, thorough)]
+            at_s = TIMES[hold["amount_nano"] % len(TIMES)]
+        answers = [do(books, what, hold, number, at_s + later_s, budgets) for books in (quick, thorough)]
         assert answers[0] == answers[1]
         for payer, session in asked:
             told = []
@@ -121,7 +126,31 @@ def test_one_account_of_each_budget_says_what_adding_everything_up_says(
             rooms = [room for each in balances if (room := _room(each)) is not None and each.scope != "request"]
             assert left == min(rooms, default=None)
         assert quick.take() == thorough.take()
+        accounts = [[list(line.accounts) for line in books._lines] for books in (quick, thorough)]
+        assert accounts[0] == accounts[1], "who comes again is the last to be forgotten"
         assert quick.audit() == thorough.audit() == ()
+
+
+@pytest.mark.parametrize("what", ["another window", "another plan", "another limit"])
+def test_calm_money_is_calm_no_longer_when_its_plan_is_another(what: str) -> None:
+    """Also within the second that it was asked about."""
+    budget = Budget(scope="team", limit_nano=1_000, window="day")
+    books = Books((budget,))
+    assert books.hold(a_hold("a", 490)) is None
+    assert money_of(books.passes(ADA, Hints()), NOON).value == 1.0
+    match what:
+        case "another window":  # by a clock that is ahead of the next one that asks
+            assert books.vary("team[]/day", ADA.team, 490, NOON + DAY_S, "bill")
+        case "another plan":
+            late = Traffic()
+            late.shape = Shape(tuple(float(hour % 24 >= 18) for hour in range(SLOTS)), (10,) * SLOTS)
+            (line,) = books._lines
+            assert line.traffic is not None
+            line.traffic.recall(late.kept())
+        case _:
+            books.reload((msgspec.structs.replace(budget, limit_nano=900),))
+    way = books.passes(ADA, Hints())
+    assert money_of(way, NOON).value == balances_of(way, NOON)[0].price > 1.0
 
 
 def _room(balance: Balance) -> int | None:

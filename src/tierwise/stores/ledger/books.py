@@ -93,20 +93,19 @@ class Books:
         An id that was held before holds nothing more, open or closed, whatever its amount: the first one stands.
         Holding nothing (a free model) is always affordable, even in a budget that a provider has overdrawn.
         """
-        amount, steps = hold.amount_nano, hold.steps
-        if not 0 <= amount <= MAX_NANO or steps < 0 or hold.tokens < 0:
+        amount, steps, tokens = hold.amount_nano, hold.steps, hold.tokens
+        if not 0 <= amount <= MAX_NANO or steps < 0 or tokens < 0:
             raise ValueError(f"hold {hold.id!r}: {amount} nano-dollars, {steps} steps cannot be held")
         if hold.id in self._open or self._closed.has_or_had(hold.id, self._load_hold):
             return None
+        self.revision += 1  # a hold counts as traffic, also one that is refused
         way = self._way(hold)
         amount = amount_of(hold, way.passed)
         accounts = fitting(hold, amount, way.passed)
-        self.revision += 1  # a hold counts as traffic, also one that is refused
         for traffic in way.traffic:
             traffic.count(hold.request or hold.id, hold.at_s)
         if accounts is None:
             return denial(hold, amount, self._standings(hold))
-        steps, tokens = hold.steps, hold.tokens
         step = hold.fingerprint if steps else ""
         dirty, live = self._dirty, self._live
         for account in accounts:
@@ -122,9 +121,8 @@ class Books:
                 account.recent = (*account.recent, step)[-RECENT_KEPT:]
             line.under_way[subject] = line.under_way.get(subject, 0) + 1
             dirty[key] = live[key] = account
-        row = row_of(hold, amount, tuple([account.key for account in accounts]))
+        row = self._touched[hold.id] = row_of(hold, amount, tuple([account.key for account in accounts]))
         self._open[hold.id] = _Held(row, tuple(accounts), step)
-        self._touched[hold.id] = row
         return None
 
     def undo(self, hold_id: str) -> None:
