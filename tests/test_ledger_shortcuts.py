@@ -15,6 +15,7 @@ from tierwise.core.budget import Balance, Budget, Charge, Hold
 from tierwise.core.money import Usage
 from tierwise.core.pace import SLOTS, Shape
 from tierwise.core.request import Hints, Payer
+from tierwise.stores.ledger.accounts import Line
 from tierwise.stores.ledger.books import Books
 from tierwise.stores.ledger.lines import Way
 from tierwise.stores.ledger.reading import balances_of, left_of, money_of
@@ -123,6 +124,7 @@ def test_one_account_of_each_budget_says_what_adding_everything_up_says(
             money, left, balances, _ = told[0]
             dear = [each.price for each in balances if each.price > 1.0 and not each.credit]
             assert [price for _, price in money.causes] == dear
+            assert [each.open for each in balances] == [_open(quick, line, subject) for line, subject in way.passed]
             rooms = [room for each in balances if (room := _room(each)) is not None and each.scope != "request"]
             assert left == min(rooms, default=None)
         assert quick.take() == thorough.take()
@@ -151,6 +153,11 @@ def test_calm_money_is_calm_no_longer_when_its_plan_is_another(what: str) -> Non
             books.reload((msgspec.structs.replace(budget, limit_nano=900),))
     way = books.passes(ADA, Hints())
     assert money_of(way, NOON).value == balances_of(way, NOON)[0].price > 1.0
+
+
+def _open(books: Books, line: Line, subject: str) -> int:
+    accounts = [account for held in books._open.values() for account in held.accounts]
+    return sum((account.key[0], account.subject) == (line.id, subject) for account in accounts)
 
 
 def _room(balance: Balance) -> int | None:

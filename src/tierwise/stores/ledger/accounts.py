@@ -156,7 +156,7 @@ class Line:
         self.end_s = NEVER_S if self.window == "lifetime" else -NEVER_S
         self.accounts: OrderedDict[str, Account] = OrderedDict()  # the newest of each subject
         self.older: dict[str, list[Account]] = {}  # of a rolling budget: the parts before it that still count
-        self.under_way: dict[str, int] = {}  # calls at once, over all windows
+        self.under_way: dict[str, list[Account]] = {}  # with open holds, over all windows
 
     def subjects(self, payer: Payer, session: str, workflow: str, request: str) -> tuple[str, ...]:
         return subjects_of(self.budget, payer, session, workflow, request)
@@ -284,10 +284,14 @@ class Line:
             calls=budget.calls,
             calls_done=counted.calls if counted else 0,
             parallel=budget.parallel,
-            open=self.under_way.get(subject, 0),
+            open=self.at_once(subject),
             starts_at_s=None if start_s == -NEVER_S else start_s,
             resets_at_s=None if end_s == NEVER_S else end_s,
         )
+
+    def at_once(self, subject: str) -> int:
+        """Calls under way, whenever they began."""
+        return sum([account.open for account in self.under_way.get(subject, ())])
 
     def resets_at_s(self, at_s: int) -> int | None:
         end_s = self._window_at(at_s)[1]

@@ -104,7 +104,7 @@ def refusals(standing: Standing, hold: Hold, amount_nano: int) -> list[Refusal]:
     if budget.tokens is not None:
         found += _beyond("token_limit", budget.tokens, standing, standing.tokens, hold.tokens)
     if budget.parallel is not None:
-        found += _beyond("parallel_limit", budget.parallel, standing, line.under_way.get(account.subject, 0), 1)
+        found += _beyond("parallel_limit", budget.parallel, standing, line.at_once(account.subject), 1)
     if budget.deadline_s is not None and account.first_s and hold.at_s - account.first_s > budget.deadline_s:
         found.append(Refusal("deadline_passed", standing, 0, budget.deadline_s, hold.at_s - account.first_s))
     if budget.repeats is not None and hold.steps and hold.fingerprint:

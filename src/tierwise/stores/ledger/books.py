@@ -21,6 +21,7 @@ from tierwise.stores.ledger.admission import amount_of, denial, fitting, without
 from tierwise.stores.ledger.closed import Closed
 from tierwise.stores.ledger.laws import faults
 from tierwise.stores.ledger.lines import Lines, Way
+from tierwise.stores.ledger.live import Live
 from tierwise.stores.ledger.rows import (
     TOP_UP,
     Changes,
@@ -62,7 +63,7 @@ class Books:
     ) -> None:
         self._load = load
         self._load_hold = load_hold
-        self._live: dict[Key, Account] = {}  # those with open holds
+        self._live = Live()
         self._dirty: dict[Key, Account] = {}
         self._lines = Lines(
             [Line(budget, load, live=self._alive) for budget in merged(budgets)],
@@ -116,11 +117,12 @@ class Books:
             account.open += 1
             if not account.first_s:
                 account.first_s = hold.at_s
-            line, subject, key = account.line, account.subject, account.key
-            if step and line.budget.repeats is not None:
+            if step and account.line.budget.repeats is not None:
                 account.recent = (*account.recent, step)[-RECENT_KEPT:]
-            line.under_way[subject] = line.under_way.get(subject, 0) + 1
-            dirty[key] = live[key] = account
+            key = account.key
+            if key not in live:
+                live.begin(account)
+            dirty[key] = account
         row = self._touched[hold.id] = row_of(hold, amount, tuple([account.key for account in accounts]))
         self._open[hold.id] = _Held(row, tuple(accounts), step)
         return None
@@ -274,7 +276,7 @@ class Books:
 
         def new(budget: Budget) -> Line:
             line = Line(budget, self._load, live=self._alive)
-            self._adopt(line)
+            self._live.adopt(line)
             return line
 
         for line, budget in self._lines.change(budgets, new):
@@ -363,7 +365,7 @@ class Books:
         """The account of holds that sleep, as its store has it: with all that they come to."""
         account = self._account(key)
         if key not in self._live:
-            self._live[key] = account
+            self._live.begin(account)
             self._asleep.lie_on(account)
         return account
 
@@ -376,14 +378,6 @@ class Books:
     def _alive(self, key: Key) -> Account | None:
         return self._live.get(key) or self._dirty.get(key)
 
-    def _adopt(self, line: Line) -> None:
-        """A line that comes anew takes over what is still held under its name."""
-        for account in [account for key, account in self._live.items() if key[0] == line.id]:
-            line.under_way[account.subject] = line.under_way.get(account.subject, 0) + account.open
-            account.line = line
-            if line.rolling:
-                line.older.setdefault(account.subject, []).append(account)
-
     def _close(self, held: _Held, cost: int, tokens: int, *, released: bool) -> None:
         row = held.row
         amount, tokens_held = row.amount_nano, row.tokens
@@ -391,26 +385,20 @@ class Books:
         dirty = self._dirty
         self.revision += 1
         for account in held.accounts:
-            key, subject, under_way = account.key, account.subject, account.line.under_way
             account.pending_nano -= amount
             account.tokens_pending -= tokens_held
             account.posted_nano += cost
             account.tokens += tokens
             account.open -= 1
             if not account.open:
-                self._live.pop(key, None)
+                self._live.end(account)
             if excess > 0:
                 account.overage_nano += excess
             if released:  # the call was never made, so it was no step
                 account.steps -= row.steps
                 account.calls -= 1
                 account.recent = without_last(account.recent, held.fingerprint)
-            left = under_way.get(subject, 1) - 1
-            if left:
-                under_way[subject] = left
-            else:
-                under_way.pop(subject, None)
-            dirty[key] = account
+            dirty[account.key] = account
         if excess > 0:
             self.overages += 1
             self.overage_nano += excess

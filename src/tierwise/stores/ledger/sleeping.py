@@ -23,7 +23,6 @@ class Sleeping:
         """An account as its store has it: all that it holds are they."""
         if account.open:
             self._on[account.key] = (account, account.pending_nano, account.open)
-            _begin(account, account.open)
 
     def wake(self, row: HoldRow, accounts: tuple[Account, ...]) -> None:
         self.count -= 1
@@ -35,14 +34,8 @@ class Sleeping:
                 account.steps += row.steps
                 account.calls += 1
                 account.open += 1
-                _begin(account, 1)
             elif known[2] > 1:
                 self._on[account.key] = (account, known[1] - row.amount_nano, known[2] - 1)
 
     def sums(self) -> Iterator[tuple[Account, int, int]]:
         yield from self._on.values()
-
-
-def _begin(account: Account, calls: int) -> None:
-    under_way = account.line.under_way
-    under_way[account.subject] = under_way.get(account.subject, 0) + calls
