@@ -35,16 +35,13 @@ def counts(record: Record) -> bool:
 def sums(record: Record) -> tuple[int, int, int, int, int, int, int]:
     """One record's share of a `Total`, in the order of its fields after `model`."""
     outcome = record.outcome
-    cost, baseline = outcome.cost_nano, outcome.baseline_nano
-    return (
-        1,
-        _column(cost or 0),
-        _column(baseline or 0),
-        0 if cost is None or baseline is None else _column(baseline) - _column(cost),
-        int(cost is None),
-        _column(outcome.usage.prompt_tokens),
-        _column(outcome.usage.completion_tokens),
-    )
+    cost, baseline, usage = outcome.cost_nano, outcome.baseline_nano, outcome.usage
+    numbers = [cost or 0, baseline or 0, usage.prompt_tokens, usage.completion_tokens]
+    if max(numbers) > COLUMN_MAX or min(numbers) < -COLUMN_MAX:
+        numbers = [max(-COLUMN_MAX, min(number, COLUMN_MAX)) for number in numbers]
+    paid, alone, read, written = numbers
+    saved = 0 if cost is None or baseline is None else alone - paid
+    return 1, paid, alone, saved, int(cost is None), read, written
 
 
 def with_grams(record: Record, grams: bytes) -> Record:
@@ -70,7 +67,3 @@ def totals_of(records: Iterable[Record], since_s: int) -> list[Total]:
     names = Total.__struct_fields__[1:]
     totals = [Total(model=model, **dict(zip(names, sum_, strict=True))) for model, sum_ in by_model.items()]
     return sorted(totals, key=lambda total: (-total.cost_nano, total.model))
-
-
-def _column(number: int) -> int:
-    return number if -COLUMN_MAX <= number <= COLUMN_MAX else max(-COLUMN_MAX, min(number, COLUMN_MAX))

@@ -102,7 +102,7 @@ class Batch(msgspec.Struct, kw_only=True):
 
     def rows(self, number: int, end: End, now_s: int) -> Rows:
         # Not before anything of it: a clock that was set back in between must not make an account older than its holds.
-        written_s = max([now_s, *(row.closed_s for row in self.holds.values())])
+        written_s = max([now_s, *[row.closed_s for row in self.holds.values()]])
         return Rows(
             number=number,
             seq=end.seq,

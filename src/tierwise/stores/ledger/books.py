@@ -407,11 +407,11 @@ class Books:
         row = msgspec.structs.replace(held.row, state=state, cost_nano=cost, closed_s=at_s)
         self._touched[row.id] = row
         self._closed.keep(row, CLOSED_KEPT)
-        parts: list[tuple[EntryKind, int]] = [] if state == "released" else [(kind, min(cost, row.amount_nano))]
-        if cost > row.amount_nano:
-            parts.append(("overage", cost - row.amount_nano))  # what a provider bills beyond the hold stands by itself
-        for kind, amount in parts:
-            self._enter(held.accounts, posting(row, kind, amount, at_s))
+        excess = cost - row.amount_nano
+        if state != "released":
+            self._enter(held.accounts, posting(row, kind, cost if excess < 0 else row.amount_nano, at_s))
+        if excess > 0:  # what a provider bills beyond the hold stands by itself
+            self._enter(held.accounts, posting(row, "overage", excess, at_s))
 
     def _adjust(self, row: HoldRow, difference: int, at_s: int, note: str) -> None:
         # All are looked up before the first is changed: a store that cannot find one leaves the books as they were.
