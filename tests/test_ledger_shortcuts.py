@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from tests.support.ledgers import ADA, NOON, a_hold
 from tierwise.core.budget import Balance, Budget, Charge, Hold
-from tierwise.core.money import Usage
+from tierwise.core.money import MAX_NANO, Usage
 from tierwise.core.pace import SLOTS, Shape
 from tierwise.core.request import Hints, Payer
 from tierwise.stores.ledger.accounts import Line
@@ -40,7 +40,7 @@ class Thorough(Books):
 
 
 LIMITS = st.one_of(
-    st.fixed_dictionaries({"limit_nano": st.integers(0, 300)}),
+    st.fixed_dictionaries({"limit_nano": st.integers(0, 300) | st.just(MAX_NANO)}),
     st.fixed_dictionaries({"limit_nano": st.integers(100, 300), "reserve_nano": st.integers(1, 50)}),
     st.fixed_dictionaries({"limit_nano": st.integers(100, 300), "steps": st.integers(1, 6)}),
     st.fixed_dictionaries({"calls": st.integers(1, 6), "tokens": st.integers(20, 200)}),

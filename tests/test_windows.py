@@ -110,7 +110,8 @@ def test_money_that_is_called_calm_has_the_least_price_and_little_more_has_not(
     kind: Any = {"window": "lifetime" if lifetime else window, "rolling": rolling and not lifetime, "hard": hard}
     calm = calm_of_money(limit, *span, at_s, **kind, plan=plan)
     assert (calm < 0) == (limit <= 0)
-    if calm >= 0:
+    if limit > 0:
+        calm = int(calm)
         for used in (calm, calm - more, 0):
             assert price_of_money(used, limit, *span, at_s, **kind, plan=plan) == 1.0
         assert price_of_money(calm + limit // 10**6 + 2, limit, *span, at_s, **kind, plan=plan) > 1.0

@@ -6,6 +6,7 @@ under one budget in one window (of a rolling budget: in one part of it), and a r
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from collections.abc import Callable
 
@@ -131,7 +132,7 @@ class Line:
     """
 
     calm_s: int | None  # the second that `calm_nano` is of
-    calm_nano: int
+    calm_nano: float
 
     def __init__(
         self, budget: Budget, load: Load = lambda key: None, *, credit: bool = False, live: Live = lambda key: None
@@ -228,12 +229,12 @@ class Line:
         )
         return price, plan
 
-    def calm_at(self, at_s: int) -> int:
+    def calm_at(self, at_s: int) -> float:
         """So much may be used and λ of this budget is 1. Each request asks it of each of its budgets, and within one
         second the answer is the same: it is in `calm_nano` as long as `calm_s` is that second."""
         limit = self.budget.limit_nano
         if limit is None or self.budget.scope == "request":
-            self.calm_nano = NEVER_S  # a credit has no pace, and a request has spent nothing yet
+            self.calm_nano = math.inf  # a credit has no pace, and a request has spent nothing yet
         else:
             start_s, end_s, plan = self._planned(at_s)
             self.calm_nano = calm_of_money(

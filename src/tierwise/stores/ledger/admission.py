@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import msgspec
 
-from tierwise.core.budget import Denial, DenialCode, Hold
+from tierwise.core.budget import Budget, Denial, DenialCode, Hold
 from tierwise.core.money import MAX_NANO
-from tierwise.stores.ledger.accounts import Account, Line, Standing
+from tierwise.stores.ledger.accounts import Account, Standing
 from tierwise.stores.ledger.lines import Pass
-from tierwise.stores.ledger.windows import NEVER_S
 
 # The codes by how little waiting helps: the first that applies is told.
 _ORDER: tuple[DenialCode, ...] = (
@@ -29,10 +29,8 @@ class Refusal(msgspec.Struct, frozen=True):
     used: int | None = None
 
 
-def amount_of(hold: Hold, passed: Sequence[Pass]) -> int:
-    """What is set aside: the caller's worst case, and for a call that has none the largest reserve on its path."""
-    if hold.bounded:
-        return hold.amount_nano
+def reserved(hold: Hold, passed: Sequence[Pass]) -> int:
+    """What is set aside for a call that has no worst case: the largest reserve on its path."""
     return max((hold.amount_nano, *(line.budget.reserve_nano or 0 for line, _ in passed)))
 
 
@@ -43,34 +41,33 @@ def fitting(hold: Hold, amount_nano: int, passed: Sequence[Pass]) -> list[Accoun
     it is summed up what they stand at, and asked what they have against it."""
     found: list[Account] = []
     at_s = hold.at_s
-    surely_nano = amount_nano if hold.bounded else NEVER_S  # no room is enough for what may come to anything
+    surely_nano = amount_nano if hold.bounded else math.inf  # no room is enough for what may come to anything
     for line, subject in passed:
         account = line.accounts.get(subject) if at_s < line.plain_s else None
-        if account is not None and line.hard:
+        if account is not None:
             limit = account.limit_nano
-            enough = limit is None or surely_nano <= limit - account.posted_nano - account.pending_nano
-            if not enough or (line.counts and not _counts_fit(line, account, hold)):
-                account = None
-        if account is None:
-            standing = line.standing(subject, at_s)
-            if refusals(standing, hold, amount_nano):
-                return None
-            account = standing.account
-        elif line.forgets:
-            line.accounts.move_to_end(subject)
-        found.append(account)
+            if not line.hard or (
+                (limit is None or surely_nano <= limit - account.posted_nano - account.pending_nano)
+                and (not line.counts or (not line.watches and _counts_fit(line.budget, account, hold)))
+            ):
+                if line.forgets:
+                    line.accounts.move_to_end(subject)
+                found.append(account)
+                continue
+        standing = line.standing(subject, at_s)
+        if refusals(standing, hold, amount_nano):
+            return None
+        found.append(standing.account)
     return found
 
 
-def _counts_fit(line: Line, account: Account, hold: Hold) -> bool:
-    """For certain. Limits on more than these sums are looked at more closely."""
-    if line.watches:
-        return False
-    budget = line.budget
+def _counts_fit(budget: Budget, account: Account, hold: Hold) -> bool:
+    """By its sums alone: what watches more than these is looked at more closely."""
+    steps, calls, tokens = budget.steps, budget.calls, budget.tokens
     return (
-        (budget.steps is None or account.steps + hold.steps <= budget.steps)
-        and (budget.calls is None or account.calls < budget.calls)
-        and (budget.tokens is None or account.tokens + account.tokens_pending + hold.tokens <= budget.tokens)
+        (steps is None or account.steps + hold.steps <= steps)
+        and (calls is None or account.calls < calls)
+        and (tokens is None or account.tokens + account.tokens_pending + hold.tokens <= tokens)
     )
 
 
@@ -84,7 +81,7 @@ def refusals(standing: Standing, hold: Hold, amount_nano: int) -> list[Refusal]:
     limit = account.limit_nano
     left = None if limit is None else limit - standing.posted_nano - standing.pending_nano
     if not line.counts and (left is None or (hold.bounded and amount_nano <= left)):
-        return []  # as almost always: money is all that it counts, and there is enough of it
+        return []  # money is all that it counts, and there is enough of it
     found: list[Refusal] = []
     if left is not None and amount_nano > max(left, 0):
         code: DenialCode = "budget_exceeded"

@@ -17,7 +17,7 @@ from tierwise.core.keys import CREDIT_SCOPES, merged
 from tierwise.core.money import MAX_NANO
 from tierwise.core.request import Hints, Payer
 from tierwise.stores.ledger.accounts import RECENT_KEPT, Account, Counts, Key, Line, Load, Standing
-from tierwise.stores.ledger.admission import amount_of, denial, fitting, without_last
+from tierwise.stores.ledger.admission import denial, fitting, reserved, without_last
 from tierwise.stores.ledger.closed import Closed
 from tierwise.stores.ledger.laws import faults
 from tierwise.stores.ledger.lines import Lines, Way
@@ -101,13 +101,16 @@ class Books:
             return None
         self.revision += 1  # a hold counts as traffic, also one that is refused
         way = self._way(hold)
-        amount = amount_of(hold, way.passed)
+        if not hold.bounded:
+            amount = reserved(hold, way.passed)
         accounts = fitting(hold, amount, way.passed)
+        at_s, request = hold.at_s, hold.request or hold.id
         for traffic in way.traffic:
-            traffic.count(hold.request or hold.id, hold.at_s)
+            traffic.count(request, at_s)
         if accounts is None:
             return denial(hold, amount, self._standings(hold))
         step = hold.fingerprint if steps else ""
+        noted = step if way.repeats else ""
         dirty, live = self._dirty, self._live
         for account in accounts:
             account.pending_nano += amount
@@ -116,9 +119,9 @@ class Books:
             account.calls += 1
             account.open += 1
             if not account.first_s:
-                account.first_s = hold.at_s
-            if step and account.line.budget.repeats is not None:
-                account.recent = (*account.recent, step)[-RECENT_KEPT:]
+                account.first_s = at_s
+            if noted and account.line.budget.repeats is not None:
+                account.recent = (*account.recent, noted)[-RECENT_KEPT:]
             key = account.key
             if key not in live:
                 live.begin(account)
@@ -332,7 +335,7 @@ class Books:
         if hold.request_limit_nano is not None:
             self._caps.standing(request, hold.at_s).account.limit(hold.request_limit_nano)
             passed.append((self._caps, request))
-        return Way(passed, requests=True)
+        return Way(passed, requests=True, repeats=way.repeats)
 
     def _standings(self, hold: Hold) -> list[Standing]:
         """How all that a hold passes stands, added up one by one."""

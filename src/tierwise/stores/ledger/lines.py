@@ -34,16 +34,19 @@ class _Path(NamedTuple):
 
     passed: list[Pass]
     asking: list[tuple[int, Line]]
+    requests: bool
+    repeats: bool
 
 
 class Way:
     """All that the calls of one session or workflow of a payer pass. Whoever gets one must not change it."""
 
-    __slots__ = ("passed", "rates", "requests", "traffic")
+    __slots__ = ("passed", "rates", "repeats", "requests", "traffic")
 
-    def __init__(self, passed: Sequence[Pass], *, requests: bool) -> None:
+    def __init__(self, passed: Sequence[Pass], *, requests: bool, repeats: bool) -> None:
         self.passed = passed
-        self.requests = requests  # there are budgets among them that each request has an account of its own in
+        self.requests = requests  # in some of them each request may have an account of its own,
+        self.repeats = repeats  # and some of them may look for calls that repeat
         self.rates = [each for each in passed if each[0].is_rate]
         self.traffic: list[Traffic] = [line.traffic for line, _ in passed if line.traffic is not None]
 
@@ -83,13 +86,14 @@ class Lines:
             found[place:place] = [(line, subject) for subject in line.subjects(payer, session, workflow, "")]
         if len(self._ways) >= PATHS_KEPT:
             self._ways.clear()
-        requests = any(line.budget.scope == "request" for _, line in path.asking)
-        way = self._ways[payer, session, workflow] = Way(found, requests=requests)
+        way = self._ways[payer, session, workflow] = Way(found, requests=path.requests, repeats=path.repeats)
         return way
 
     def _path(self, payer: Payer) -> _Path:
-        path = _Path([], [])
-        for line in self.of(payer):
+        lines = self.of(payer)
+        requests = any(line.budget.scope == "request" for line in lines)
+        path = _Path([], [], requests, any(line.budget.repeats is not None for line in lines))
+        for line in lines:
             if line.by_payer:
                 path.passed.extend((line, subject) for subject in line.subjects(payer, "", "", ""))
             else:

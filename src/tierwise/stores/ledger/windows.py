@@ -6,6 +6,7 @@ Nothing here is reset by a job: a window is found from its period and the time w
 from __future__ import annotations
 
 import functools
+import math
 from datetime import UTC, date, datetime, timedelta, tzinfo
 from typing import assert_never
 from zoneinfo import ZoneInfo
@@ -115,11 +116,11 @@ def calm_of_money(
     rolling: bool = False,
     hard: bool = True,
     plan: float | None = None,
-) -> int:
+) -> float:
     """So much may be used, and `price_of_money` is 1 for certain; below zero where it never is. A bit above it, it may
     be 1 as well."""
     if limit_nano <= 0:
-        return -NEVER_S
+        return -math.inf
     plan = _plan(start_s, end_s, at_s, window, rolling, plan)
     if not hard:
         share = 1.0 if plan is None else plan
