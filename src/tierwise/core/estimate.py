@@ -67,6 +67,7 @@ TASK_WEIGHTS: dict[Task, TaskWeights] = {
 # they could, the hardest requests would go to the cheapest model because no model could do them.
 HARD, HARDER = 0.60, 0.18
 STEEPNESS = 10.0  # a tenth of strength more is worth up to 24 points of quality: tiers must differ to be worth a choice
+LEAST_MARGIN = -4.0  # below it exp() has nothing to say, and one day overflows
 CEILING = 0.985  # nobody is adequate always: misread requests, refusals, moods
 IMAGE_DIFFICULTY = 0.08  # seeing and reading besides answering
 FOREIGN_DIFFICULTY = 0.05  # other than the European languages that models are trained on most
@@ -101,6 +102,8 @@ class Outlook(msgspec.Struct, frozen=True):
     difficulty: float
     doubt: float
     visible_tokens: float  # of one answer
+    most_tokens: int | None  # of one answer and its thoughts, as far as the caller said
+    reading: float  # of the prompt, in output tokens that take as long
 
 
 def estimate(estimator: Estimator, features: Features, model: Model, workload: str = "") -> Estimate:
@@ -125,38 +128,38 @@ def _learned(features: Features, view: Outlook, model: Model, score: Score | Non
     if score is None or model.kind == "embedding":
         return _one(features, view, model)
     output = _output_tokens(features, view, model, score.output_tokens)
-    latency = score.latency_ms if score.latency_ms is not None else _latency_ms(features, model, output)
+    latency = score.latency_ms if score.latency_ms is not None else _latency_ms(features, view, model, output)
     return Estimate(Range(score.low, score.mid, score.high), output, latency)
 
 
 def outlook(features: Features) -> Outlook:
     """Difficulty on the scale of `Model.skill`, half the interval on that scale, and the length of a plain answer."""
-    weights = TASK_WEIGHTS[features.task]
+    task = features.task
+    weights = TASK_WEIGHTS[task]
     long = min(1.0, features.input_tokens / 100_000)
     # No language means no words to speak of (a label, a name, a piece of code), which is not a foreign language.
     foreign = bool(features.languages) and features.languages[0] not in COMMON
-    unseen = features.images + features.audio + features.documents > 0
-    difficulty = (
-        weights.floor
-        + weights.slope * features.complexity
-        + LONG_DIFFICULTY * long
-        + AMBIGUITY_DIFFICULTY * features.ambiguity
-        + (FOREIGN_DIFFICULTY if foreign else 0.0)
-        + (IMAGE_DIFFICULTY if unseen else 0.0)
-        + (SCHEMA_DIFFICULTY if features.structured == "schema" else 0.0)
-        + (CODE_SHARE * max(features.code, features.math) if features.task not in ("code", "reasoning") else 0.0)
-    )
-    doubt = (
-        DOUBT
-        + (DOUBT_NO_TASK if features.task == "other" else 0.0)
-        + (0.0 if features.languages and not foreign else DOUBT_NO_LANGUAGE)
-        + DOUBT_AMBIGUOUS * features.ambiguity
-        + (DOUBT_UNSEEN if unseen else 0.0)
-        + DOUBT_LONG * long
-    )
+    difficulty = weights.floor + weights.slope * features.complexity + LONG_DIFFICULTY * long
+    difficulty += AMBIGUITY_DIFFICULTY * features.ambiguity
+    doubt = DOUBT + DOUBT_NO_TASK if task == "other" else DOUBT
+    if foreign:
+        difficulty += FOREIGN_DIFFICULTY
+    if foreign or not features.languages:
+        doubt += DOUBT_NO_LANGUAGE
+    doubt += DOUBT_AMBIGUOUS * features.ambiguity
+    if features.images or features.audio or features.documents:
+        difficulty += IMAGE_DIFFICULTY
+        doubt += DOUBT_UNSEEN
+    doubt += DOUBT_LONG * long
+    if features.structured == "schema":
+        difficulty += SCHEMA_DIFFICULTY
+    if task not in ("code", "reasoning"):
+        difficulty += CODE_SHARE * (features.code if features.code > features.math else features.math)
     if difficulty > HARD:
         difficulty = HARD + HARDER * (1.0 - math.exp((HARD - difficulty) / HARDER))
-    return Outlook(features.task, difficulty, doubt, _visible_tokens(features, weights))
+    most = None if features.max_tokens is None else features.max_tokens + features.reasoning_tokens
+    reading = PREFILL_PER_TOKEN * features.input_tokens
+    return Outlook(task, difficulty, doubt, _visible_tokens(features, weights), most, reading)
 
 
 def _visible_tokens(features: Features, weights: TaskWeights) -> float:
@@ -184,36 +187,36 @@ def _one(features: Features, view: Outlook, model: Model) -> Estimate:
     margin, doubt = strength - view.difficulty, view.doubt
     quality = Range(_chance(margin - doubt), _chance(margin), _chance(margin + doubt))
     output = _output_tokens(features, view, model)
-    return Estimate(quality, output, _latency_ms(features, model, output))
+    return Estimate(quality, output, _latency_ms(features, view, model, output))
 
 
-def _latency_ms(features: Features, model: Model, output_tokens: int) -> int:
-    reading = PREFILL_PER_TOKEN * features.input_tokens
-    rate = max(SLOWEST, model.tokens_per_second)
+def _latency_ms(features: Features, view: Outlook, model: Model, output_tokens: int) -> int:
+    rate = model.tokens_per_second
     # The answers of one request are written side by side, so `n` costs tokens and no time.
     each = output_tokens / features.n if features.n > 1 else output_tokens
-    return math.ceil(model.first_token_ms + 1_000.0 * (each + reading) / rate)
+    writing = 1_000.0 * (each + view.reading) / (rate if rate > SLOWEST else SLOWEST)
+    return math.ceil(model.first_token_ms + writing)
 
 
 def _chance(margin: float) -> float:
-    steps = STEEPNESS * margin
-    if steps < -40.0:  # beyond it exp() has nothing to say, and one day overflows
-        return 0.0
-    return CEILING / (1.0 + math.exp(-steps))
+    return CEILING / (1.0 + math.exp(-STEEPNESS * margin)) if margin >= LEAST_MARGIN else 0.0
 
 
 def _output_tokens(features: Features, view: Outlook, model: Model, learned: int | None = None) -> int:
     """`learned`: of one answer, its thoughts included, as training expects it."""
-    if features.task == "embedding" or model.kind == "embedding":
+    if view.task == "embedding" or model.kind == "embedding":
         return 0
-    thinking = 0.0
-    if features.reasoning_tokens:
-        thinking = THINKING_USED * features.reasoning_tokens
+    if learned is not None:
+        tokens = float(learned)
+    elif features.reasoning_tokens:
+        tokens = view.visible_tokens + THINKING_USED * features.reasoning_tokens
     elif "reasoning" in model.abilities:
-        thinking = THINKING_SHARE * view.visible_tokens * min(1.0, max(0.0, view.difficulty + 0.3))
-    tokens = view.visible_tokens + thinking if learned is None else float(learned)
-    ceiling = model.max_output_tokens
-    if features.max_tokens is not None:
-        ceiling = min(ceiling, features.max_tokens + features.reasoning_tokens)
-    least = math.ceil(tokens if tokens < ceiling else ceiling)
+        tokens = view.visible_tokens
+        tokens += THINKING_SHARE * tokens * min(1.0, max(0.0, view.difficulty + 0.3))
+    else:
+        tokens = view.visible_tokens
+    most, asked = model.max_output_tokens, view.most_tokens
+    if asked is not None and asked < most:
+        most = asked
+    least = math.ceil(tokens if tokens < most else most)
     return (least if least > 1 else 1) * (features.n if features.n > 1 else 1)
