@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal
+import functools
+from typing import Literal, get_args
 
 import msgspec
 
@@ -38,7 +39,7 @@ class Provider(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     deadlines: Deadlines = Deadlines()
 
 
-class Model(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Model(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, cache_hash=True):
     """A priced model behind a provider. `price` None means unpriced, which is a state and not zero."""
 
     id: str  # provider/name, as used everywhere in this house
@@ -57,7 +58,7 @@ class Model(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     local: bool = False
 
 
-class Catalogue(msgspec.Struct, frozen=True, kw_only=True):
+class Catalogue(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     """Models by id, in the owner's order. `tiers` are in order from the dearest to the cheapest."""
 
     providers: dict[str, Provider]
@@ -67,5 +68,39 @@ class Catalogue(msgspec.Struct, frozen=True, kw_only=True):
     reliable: str  # the model that answers when routing itself fails
     unpriced: Literal["refuse", "allow"] = "refuse"
 
+    @functools.cached_property
+    def by_kind(self) -> dict[Kind, tuple[Model, ...]]:
+        return {kind: tuple(model for model in self.models.values() if model.kind == kind) for kind in get_args(Kind)}
+
+    @functools.cached_property
+    def refuses(self) -> bool:
+        """Whether it rules out some model itself, whoever asks."""
+        return self.unpriced == "refuse" and any(model.price is None for model in self.models.values())
+
+    @functools.cached_property
+    def by_name(self) -> dict[tuple[str, str], Model]:
+        """By provider and bare name; of equals the first."""
+        return {(model.provider, bare(model.name)): model for model in reversed(self.models.values())}
+
+    @functools.cached_property
+    def dearest(self) -> dict[str, Model]:
+        """Of each provider the model that costs most, as far as they have prices; of equals the first."""
+        found: dict[str, Model] = {}
+        for model in self.models.values():
+            if model.price is not None:
+                found[model.provider] = max(found.get(model.provider, model), model, key=_rate_sum)
+        return found
+
     def in_tier(self, tier: str) -> tuple[Model, ...]:
         return tuple(model for model in self.models.values() if model.tier == tier)
+
+
+def _rate_sum(model: Model) -> int:
+    rates = model.price.rows[0].rates if model.price else None
+    return rates.input_tokens + rates.output_tokens if rates else -1
+
+
+@functools.lru_cache(maxsize=4096)
+def bare(name: str) -> str:
+    """`models/Gemini-2.5-flash:latest` and `gemini-2.5-flash` are the same name."""
+    return name.rsplit("/", 1)[-1].removesuffix(":latest").casefold()

@@ -114,13 +114,16 @@ class _Walk:
 
     def admitted(self) -> Pool:
         """The models that the caller, its key and the catalogue allow; the others leave a reason behind."""
-        catalogue = self.snapshot.catalogue
+        catalogue, episode = self.snapshot.catalogue, self.episode
+        hints = episode.hints
+        if not (episode.grants or hints.deny or hints.allow or hints.locality or episode.pinned or catalogue.refuses):
+            return catalogue.by_kind[episode.kind]
         pool = []
         for model in catalogue.models.values():
-            code = barred(model, self.episode, catalogue)
+            code = barred(model, episode, catalogue)
             if not code:
                 pool.append(model)
-            elif code != "wrong_kind" or self.episode.pinned == model.id:
+            elif code != "wrong_kind" or episode.pinned == model.id:
                 self.drop(model, code)
         return tuple(pool)
 
@@ -136,20 +139,12 @@ class _Walk:
         match plan:
             case None:
                 return self.use((name,), frame)
-            case Use(use=names):
-                return self.use(names, frame)
             case Best():
                 return self.best(plan, frame)
-            case Keep(keep=screen, then=then):
-                kept = []
-                for model in frame.pool:
-                    code = screened(model, screen, self.episode)
-                    if code:
-                        self.drop(model, code)
-                    else:
-                        kept.append(model)
-                self.reason(frame.at, "kept", ("models", len(kept)), ("dropped", len(frame.pool) - len(kept)))
-                return self.reference(then, msgspec.structs.replace(frame, pool=tuple(kept)))
+            case Keep():
+                return self.keep(plan, frame)
+            case Use(use=names):
+                return self.use(names, frame)
             case Rules():
                 return self.rules(plan, frame)
             case AskFirst():
@@ -158,6 +153,17 @@ class _Walk:
                 return self.cascade(plan, frame)
             case Explore():
                 return self.explore(plan, frame)
+
+    def keep(self, plan: Keep, frame: _Frame) -> Result:
+        pool = frame.pool
+        codes = screened(pool, plan.keep, self.episode)
+        if any(codes):
+            for model, code in zip(pool, codes, strict=True):
+                if code:
+                    self.drop(model, code)
+            pool = tuple([model for model, code in zip(pool, codes, strict=True) if not code])
+        self.reason(frame.at, "kept", ("models", len(pool)), ("dropped", len(frame.pool) - len(pool)))
+        return self.reference(plan.then, frame if pool is frame.pool else msgspec.structs.replace(frame, pool=pool))
 
     def use(self, names: tuple[str, ...], frame: _Frame) -> Result:
         ordered = self.weighed(names, frame)

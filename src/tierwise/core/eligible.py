@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import functools
 
-from tierwise.core.catalogue import Catalogue, Model
+import msgspec
+
+from tierwise.core.catalogue import Ability, Catalogue, Model
 from tierwise.core.episode import Episode
 from tierwise.core.policy import Screen
 
@@ -17,7 +19,8 @@ def selected(model: Model, names: tuple[str, ...]) -> bool:
     return model.id in names or model.tier in names or model.provider in names
 
 
-def meant(names: tuple[str, ...], pool: Iterable[Model]) -> tuple[Model, ...]:
+@functools.lru_cache(maxsize=64)  # a plan's names mean the same until another model may not serve
+def meant(names: tuple[str, ...], pool: tuple[Model, ...]) -> tuple[Model, ...]:
     """The models that these names (models, tiers) mean, in the names' order, then the pool's, each once. One look at
     each model, for a catalogue may have hundreds."""
     if len(names) == 1:
@@ -50,33 +53,61 @@ def barred(model: Model, episode: Episode, catalogue: Catalogue) -> str:
     return ""
 
 
-def unfit(model: Model, episode: Episode) -> str:
-    """What the model itself cannot do of what the request needs."""
+class Needs(msgspec.Struct, frozen=True):
+    """What a request asks of any model: worked out once for all of them."""
+
+    read_tokens: int
+    written_tokens: int  # for which the context must have room
+    max_tokens: int  # that the caller may get; 0: the caller said nothing
+    abilities: tuple[tuple[Ability, str], ...]  # each with the code for its absence
+
+
+def needs(episode: Episode) -> Needs:
     features = episode.features
-    wanted = features.max_tokens if features.max_tokens is not None else LEAST_OUTPUT_TOKENS
-    if features.max_tokens is not None and features.max_tokens > model.max_output_tokens:
-        return "output_too_small"
+    read, most = features.input_tokens, features.max_tokens
     if episode.kind == "embedding":
-        return "context_too_small" if features.input_tokens > model.context_tokens else ""
-    if features.input_tokens + min(wanted, model.max_output_tokens) > model.context_tokens:
+        return Needs(read, 0, most or 0, ())
+    abilities: list[tuple[Ability, str]] = []
+    if features.tools:
+        abilities.append(("tools", "no_tools"))
+    if features.images:
+        abilities.append(("images", "no_images"))
+    if features.audio:
+        abilities.append(("audio", "no_audio"))
+    if features.documents:
+        abilities.append(("documents", "no_documents"))
+    if features.structured == "schema":
+        abilities.append(("schema", "no_schema"))
+    elif features.structured == "json":
+        abilities.append(("json", "no_json"))
+    return Needs(read, LEAST_OUTPUT_TOKENS if most is None else most, most or 0, tuple(abilities))
+
+
+def unfit(model: Model, needed: Needs) -> str:
+    """What the model itself cannot do of what the request needs."""
+    most, written = model.max_output_tokens, needed.written_tokens
+    if needed.max_tokens > most:
+        return "output_too_small"
+    if needed.read_tokens + (written if written < most else most) > model.context_tokens:
         return "context_too_small"
-    # Spelled out, for every request asks this of every model.
-    abilities = model.abilities
-    if features.tools and "tools" not in abilities:
-        return "no_tools"
-    if features.images and "images" not in abilities:
-        return "no_images"
-    if features.audio and "audio" not in abilities:
-        return "no_audio"
-    if features.documents and "documents" not in abilities:
-        return "no_documents"
-    if features.structured == "schema" and "schema" not in abilities:
-        return "no_schema"
-    return "no_json" if features.structured == "json" and "json" not in abilities else ""
+    for ability, code in needed.abilities:
+        if ability not in model.abilities:
+            return code
+    return ""
 
 
-def screened(model: Model, screen: Screen, episode: Episode) -> str:
-    """What the policy's screen rules out."""
+def screened(pool: tuple[Model, ...], screen: Screen, episode: Episode) -> list[str]:
+    """What the policy's screen rules out: for each model of the pool its code, or ""."""
+    codes = [""] * len(pool)
+    if screen.deny or screen.allow or screen.local or screen.max_usd_per_mtok is not None:
+        codes = [_excluded(model, screen, episode) for model in pool]
+    if screen.fits:
+        needed = needs(episode)
+        codes = [code or unfit(model, needed) for code, model in zip(codes, pool, strict=True)]
+    return codes
+
+
+def _excluded(model: Model, screen: Screen, episode: Episode) -> str:
     if screen.deny and selected(model, screen.deny):
         return "denied_by_policy"
     if screen.allow and not selected(model, screen.allow):
@@ -89,4 +120,4 @@ def screened(model: Model, screen: Screen, episode: Episode) -> str:
         rate = model.price.rates(episode.at_s, episode.features.input_tokens, episode.service).input_tokens
         if rate > screen.max_usd_per_mtok * 1_000_000_000:
             return "too_dear"
-    return unfit(model, episode) if screen.fits else ""
+    return ""

@@ -14,7 +14,7 @@ import msgspec
 
 from tierwise.core.changes import named_changes
 from tierwise.core.decide import decide
-from tierwise.core.eligible import barred, unfit
+from tierwise.core.eligible import barred, needs, unfit
 from tierwise.core.episode import Call, Candidate, Decision, Episode, Refuse
 from tierwise.core.money import dollars, usd_text
 from tierwise.core.policy import Amounts
@@ -93,7 +93,7 @@ def candidates(snapshot: Snapshot, episode: Episode, decision: Decision) -> tupl
         }
         had = seen.get(model.id)
         if had is None:
-            code = barred(model, episode, snapshot.catalogue) or unfit(model, episode) or "not_in_plan"
+            code = barred(model, episode, snapshot.catalogue) or unfit(model, needs(episode)) or "not_in_plan"
             verdict = "passed_over" if code == "not_in_plan" else "dropped"
             seen[model.id] = Candidate(model=model.id, verdict=verdict, code=code, **filled)  # type: ignore[arg-type]
         else:

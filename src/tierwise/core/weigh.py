@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import functools
 import re
 
 import msgspec
 
-from tierwise.core.catalogue import Catalogue, Model
+from tierwise.core.catalogue import Catalogue, Model, bare
 from tierwise.core.episode import Episode, Range
 from tierwise.core.estimate import estimate_all
 from tierwise.core.money import TOKENS_PER_PRICE, Service, Usage, cost_nano
@@ -140,31 +139,19 @@ def billed_model(catalogue: Catalogue, routed: Model, served: str) -> Model:
     """Whose price a reply has: the model that the provider says it ran, when we know it. A dated or numbered version of
     the routed model is the routed model; a stranger, or one that we know without a price, is billed as the dearest that
     this provider has, never as a bargain."""
-    name, own = _bare(served[-NAME_LETTERS:]), _bare(routed.name)
+    name, own = bare(served[-NAME_LETTERS:]), bare(routed.name)
     if not name or name == own:
         return routed
-    family = [model for model in catalogue.models.values() if model.provider == routed.provider]
-    known = next((model for model in family if _bare(model.name) == name), None)
+    known = catalogue.by_name.get((routed.provider, name))
     if known is not None and known.price is not None:
         return known
     if known is None and (_VERSION.sub("", name) == own or _VERSION.sub("", own) == name):
         return routed
-    return max((*(model for model in family if model.price), routed), key=_rate_sum)
+    return catalogue.dearest.get(routed.provider, routed)
 
 
 # -2024-07-18, -20241022, -0613, @20240620, -v2, -preview, :free: what providers add to a name that means the same.
 _VERSION = re.compile(r"(?:[-@:](?:\d{4}-\d{2}-\d{2}|\d{4,8}|\d{3}|v\d+|preview|latest|free|exp|fp8|instruct))+$")
-
-
-def _rate_sum(model: Model) -> int:
-    rates = model.price.rows[0].rates if model.price else None
-    return rates.input_tokens + rates.output_tokens if rates else -1
-
-
-@functools.lru_cache(maxsize=4096)  # a dated name is compared with those of all models of its provider
-def _bare(name: str) -> str:
-    """`models/Gemini-2.5-flash:latest` and `gemini-2.5-flash` are the same name."""
-    return name.rsplit("/", 1)[-1].removesuffix(":latest").casefold()
 
 
 def charged_nano(model: Model, episode: Episode, usage: Usage, service: Service | None = None) -> int | None:

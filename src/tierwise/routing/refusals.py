@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tierwise.core.eligible import barred, unfit
+from tierwise.core.eligible import barred, needs, unfit
 from tierwise.core.episode import Candidate, Denied, Episode, Failed, Refuse
 from tierwise.core.errors import Forbidden, Refused, RequestError
 from tierwise.core.estimate import estimate_all
@@ -109,14 +109,14 @@ def _capped(
     models = tuple(known[id] for id in _asked(episode, candidates) if id in known and known[id].price is not None)
     # Without a ceiling of its own the call gets one, as long as the reply that is expected fits under it.
     estimates = estimate_all(snapshot.estimator, episode.features, models, episode.workload)
-    needs = [
+    amounts = [
         (
             worst_case_nano(model, episode, ceiling or min(-(-each.output_tokens // n), model.max_output_tokens)),
             model.id,
         )
         for model, each in zip(models, estimates, strict=True)
     ]
-    least = f"the cheapest that could answer needs {dollars(min(needs)[0])} ({min(needs)[1]})" if needs else ""
+    least = f"the cheapest that could answer needs {dollars(min(amounts)[0])} ({min(amounts)[1]})" if amounts else ""
     return Refused(
         f"the hint max_cost_usd allows this request {dollars(cap)}, and {least or 'no model is as cheap'}; raise it, "
         "lower max_tokens, or shorten the prompt",
@@ -200,11 +200,12 @@ def _room(
         left = (facts.get("limit_nano") or 0) - sum(getattr(event, "cost_nano", 0) or 0 for event in episode.events)
     models, wanted = snapshot.catalogue.models, episode.features.max_tokens
     tokens = [affordable_tokens(models[id], episode, left) for id in _asked(episode, candidates) if id in models]
+    needed = needs(episode)
     admissible = [
         model.id
         for model in models.values()
         if not barred(model, episode, snapshot.catalogue)
-        and not unfit(model, episode)
+        and not unfit(model, needed)
         and worst_case_nano(model, episode, wanted or model.max_output_tokens) <= left
     ]
     return {"affordable_max_tokens": max((0, *tokens)), "admissible": admissible}
