@@ -6,6 +6,7 @@ per attempt, so that what is charged is never below what was used and never abov
 
 from __future__ import annotations
 
+import functools
 from decimal import ROUND_CEILING, Context, Decimal, InvalidOperation
 from typing import Literal
 
@@ -136,7 +137,7 @@ class PriceRow(msgspec.Struct, frozen=True, omit_defaults=True):
         return self.from_minute <= minute < self.to_minute
 
 
-class Price(msgspec.Struct, frozen=True):
+class Price(msgspec.Struct, frozen=True, dict=True):
     """Every rate of a model, with its source: `genai-prices 0.2.3`, `config`, `gpu_hour`, `free`.
 
     Raises ValueError when the first row has a condition (then some call would have no price at all), and for a rate
@@ -154,10 +155,15 @@ class Price(msgspec.Struct, frozen=True):
                 if not 0 <= getattr(row.rates, name) <= _MAX_OF.get(name, MAX_RATE_NANO):
                     raise ValueError(f"{name}: {getattr(row.rates, name)} nano-dollars is no believable rate")
 
+    @functools.cached_property
+    def only(self) -> Rates | None:
+        """The rates of every call, whenever and however long; None where they depend on that."""
+        return self.rows[0].rates if len(self.rows) == 1 else None
+
     def rates(self, at_s: int, prompt_tokens: int, service: Service = "standard") -> Rates:
         """The rates of a call at this time with a prompt of this length."""
-        if len(self.rows) == 1:
-            return self.rows[0].rates
+        if self.only is not None:
+            return self.only
         for row in reversed(self.rows):
             if row.above_prompt_tokens < prompt_tokens and row.holds(at_s, service):
                 return row.rates
@@ -167,8 +173,8 @@ class Price(msgspec.Struct, frozen=True):
         """The highest rate of each bucket that a call can be billed at, when it is sent now, with a prompt of at most
         this length, and billed within a day: at its own service or, when the provider steps it down, at the standard
         one. Prices that have ended do not count; one that begins within the day does."""
-        if len(self.rows) == 1:
-            return self.rows[0].rates
+        if self.only is not None:
+            return self.only
         today, horizon = at_s // SECONDS_PER_DAY, (at_s + SECONDS_PER_DAY) // SECONDS_PER_DAY
         reachable: list[Rates] = []
         # From the last row to the first: a row that holds at any time of the day, from today on, hides all rows before
@@ -194,17 +200,20 @@ class Price(msgspec.Struct, frozen=True):
 
 def cost_nano(usage: Usage, rates: Rates) -> int:
     """What this usage costs at these rates, rounded up once, in nano-dollars."""
-    total = (
-        usage.input_tokens * rates.input_tokens
-        + usage.cached_input_tokens * rates.cached_input_tokens
-        + usage.cache_write_5m_tokens * rates.cache_write_5m_tokens
-        + usage.cache_write_1h_tokens * rates.cache_write_1h_tokens
-        + usage.input_audio_tokens * rates.input_audio_tokens
-        + usage.output_tokens * rates.output_tokens
-        + usage.reasoning_tokens * rates.reasoning_tokens
-        + usage.output_audio_tokens * rates.output_audio_tokens
-        + usage.web_searches * rates.web_searches
-    )
+    total = usage.input_tokens * rates.input_tokens + usage.output_tokens * rates.output_tokens
+    # Most calls use little else.
+    if usage.cached_input_tokens:
+        total += usage.cached_input_tokens * rates.cached_input_tokens
+    if usage.reasoning_tokens:
+        total += usage.reasoning_tokens * rates.reasoning_tokens
+    if usage.cache_write_5m_tokens or usage.cache_write_1h_tokens:
+        total += usage.cache_write_5m_tokens * rates.cache_write_5m_tokens
+        total += usage.cache_write_1h_tokens * rates.cache_write_1h_tokens
+    if usage.input_audio_tokens or usage.output_audio_tokens:
+        total += usage.input_audio_tokens * rates.input_audio_tokens
+        total += usage.output_audio_tokens * rates.output_audio_tokens
+    if usage.web_searches:
+        total += usage.web_searches * rates.web_searches
     return -(-total // TOKENS_PER_PRICE) + rates.request_nano
 
 
@@ -246,9 +255,10 @@ def cap_to_nano(usd: str | int | float | Decimal, *, what: str = "amount") -> in
 
 def usd_text(nano: int) -> str:
     """Nano-dollars as an exact decimal number of dollars, without an exponent: 1_500_000 -> '0.0015'."""
-    sign, nano = ("-", -nano) if nano < 0 else ("", nano)
+    if nano < 0:
+        return f"-{usd_text(-nano)}"
     whole, rest = divmod(nano, NANO_PER_USD)
-    return f"{sign}{whole}.{rest:09d}".rstrip("0").rstrip(".") if rest else f"{sign}{whole}"
+    return f"{whole}.{rest:09d}".rstrip("0") if rest else str(whole)
 
 
 def dollars(nano: int) -> str:

@@ -32,24 +32,24 @@ def weigh(snapshot: Snapshot, episode: Episode, models: tuple[Model, ...], amoun
     that are expected to be equally good, the one that we know better weighs less."""
     miss = amounts.miss_nano(episode.criticality)
     second = amounts.second_nano(episode.latency)
-    factor = episode.money.value
+    factor, caution = episode.money.value, amounts.caution
     found = []
-    caution = amounts.caution
     estimates = estimate_all(snapshot.estimator, episode.features, models, episode.workload)
     for model, estimate in zip(models, estimates, strict=True):
-        cost = expected_nano(model, episode, estimate.output_tokens)
-        counted = cost if cost is not None else _dearest_nano(snapshot, episode, estimate.output_tokens)
+        quality, tokens, latency = estimate.quality, estimate.output_tokens, estimate.latency_ms
+        cost = expected_nano(model, episode, tokens)
+        counted = cost if cost is not None else _dearest_nano(snapshot, episode, tokens)
+        middle = quality.mid
+        careful = middle - caution * (middle - quality.low)
         # Rounded to the nearest: a price weighs candidates and is never charged.
-        middle = estimate.quality.mid
-        quality = middle - caution * (middle - estimate.quality.low)
-        price = round(counted * factor + (1.0 - quality) * miss + estimate.latency_ms * second / 1_000)
+        price = round(counted * factor + (1.0 - careful) * miss + latency * second / 1_000)
         found.append(
             Weighed(
                 model=model,
-                quality=estimate.quality,
-                output_tokens=estimate.output_tokens,
+                quality=quality,
+                output_tokens=tokens,
                 cost_nano=cost,
-                latency_ms=estimate.latency_ms,
+                latency_ms=latency,
                 price_nano=price,
             )
         )
@@ -58,10 +58,10 @@ def weigh(snapshot: Snapshot, episode: Episode, models: tuple[Model, ...], amoun
 
 def expected_nano(model: Model, episode: Episode, output_tokens: int) -> int | None:
     """What the request is expected to cost on this model; None when it is unpriced."""
-    if model.price is None:
+    price, tokens = model.price, episode.features.input_tokens
+    if price is None:
         return None
-    tokens = episode.features.input_tokens
-    rates = model.price.rates(episode.at_s, tokens, episode.service)
+    rates = price.only or price.rates(episode.at_s, tokens, episode.service)
     total = tokens * rates.input_tokens + output_tokens * rates.output_tokens
     return -(-total // TOKENS_PER_PRICE) + rates.request_nano
 
@@ -70,11 +70,11 @@ def worst_case_nano(model: Model, episode: Episode, ceiling: int, added_tokens: 
     """The most that one call can be billed: every byte a token, every token at its dearest reachable rate, every reply
     as long as the ceiling. `added_tokens`: what we put into the prompt ourselves. 0 for an unpriced model, which only a
     policy that allows it can reach."""
-    if model.price is None:
+    price, features = model.price, episode.features
+    if price is None:
         return 0
-    features = episode.features
     bound = features.input_bound_tokens + added_tokens
-    rates = model.price.dearest(episode.at_s, bound, episode.service)
+    rates = price.only or price.dearest(episode.at_s, bound, episode.service)
     read = max(rates.input_tokens, rates.cache_write_5m_tokens, rates.cache_write_1h_tokens, rates.cached_input_tokens)
     if features.audio:
         read = max(read, rates.input_audio_tokens)
@@ -157,9 +157,11 @@ _VERSION = re.compile(r"(?:[-@:](?:\d{4}-\d{2}-\d{2}|\d{4,8}|\d{3}|v\d+|preview|
 def charged_nano(model: Model, episode: Episode, usage: Usage, service: Service | None = None) -> int | None:
     """What this usage costs on this model at the time the episode began, at the class of service that it was served at,
     or else the one that was asked for; None when it is unpriced."""
-    if model.price is None:
+    price = model.price
+    if price is None:
         return None
-    return cost_nano(usage, model.price.rates(episode.at_s, usage.prompt_tokens, service or episode.service))
+    rates = price.only or price.rates(episode.at_s, usage.prompt_tokens, service or episode.service)
+    return cost_nano(usage, rates)
 
 
 def _dearest_nano(snapshot: Snapshot, episode: Episode, output_tokens: int) -> int:
