@@ -19,6 +19,7 @@ from tierwise.core.episode import (
     Candidate,
     Denied,
     Episode,
+    Event,
     Fact,
     Failed,
     Grade,
@@ -26,6 +27,7 @@ from tierwise.core.episode import (
     Replied,
     Serve,
     Told,
+    Verdict,
 )
 from tierwise.core.policy import Policy
 from tierwise.core.snapshot import Snapshot
@@ -105,25 +107,25 @@ class Attempts:
         code: Literal["order", "price", "quality", "promise"],
     ) -> Result:
         """The reply that this path already has, else a call of the first candidate that can still be asked."""
-        events = self.episode.events
-        mine = [event for event in events if event.at == at]
-        for i, event in enumerate(events):
-            if event.at == at and isinstance(event, Replied | Told):
-                return Got(i)
+        tried: dict[str, Event] = {}  # the last of each model
+        mine = []
+        for i, event in enumerate(self.episode.events):
+            if event.at == at:
+                if isinstance(event, Replied | Told):
+                    return Got(i)
+                tried[event.model] = event
+                mine.append(event)
         if self._exhausted(at, about):
             return Spent()
-        tried = {event.model: event for event in mine}
         for place, each in enumerate(ordered):
-            last = tried.get(each.model.id)
-            match last:
-                case Failed():
-                    self.note(each, "passed_over", "failed", ("kind", last.kind), ("status", last.status))
-                    continue
-                case Denied() if last.denial.code in _NOT_HERE:
-                    self.note(each, "passed_over", last.denial.code, ("scope", last.denial.scope))
-                    continue
-                case _:
-                    call = self.call(at, each, final, about, tried=last)
+            last = tried.get(each.model.id) if tried else None
+            if isinstance(last, Failed):
+                self.note(each, "passed_over", "failed", ("kind", last.kind), ("status", last.status))
+                continue
+            if isinstance(last, Denied) and last.denial.code in _NOT_HERE:
+                self.note(each, "passed_over", last.denial.code, ("scope", last.denial.scope))
+                continue
+            call = self.call(at, each, final, about, tried=last)
             if call is None:
                 continue
             self._note_all(ordered, place, code)
@@ -137,7 +139,7 @@ class Attempts:
     def note(
         self,
         each: Weighed,
-        verdict: Literal["chosen", "next", "passed_over", "dropped"],
+        verdict: Verdict,
         code: str,
         *facts: tuple[str, Fact],
     ) -> None:
@@ -153,13 +155,13 @@ class Attempts:
         )
 
     def _note_all(self, ordered: tuple[Weighed, ...], chosen: int, code: str) -> None:
-        behind = _BEHIND[code]
-        for place, each in enumerate(ordered):
-            if place == chosen:
-                self.note(each, "chosen", code)
-            elif place > chosen:
-                over = (("over_nano", each.price_nano - ordered[chosen].price_nano),) if code == "price" else ()
-                self.note(each, "next" if place == chosen + 1 else "passed_over", behind, *over)
+        best = ordered[chosen]
+        self.note(best, "chosen", code)
+        verdict: Verdict = "next"
+        for each in ordered[chosen + 1 :]:
+            over = (("over_nano", each.price_nano - best.price_nano),) if code == "price" else ()
+            self.note(each, verdict, _BEHIND[code], *over)
+            verdict = "passed_over"
 
     def _exhausted(self, at: str, about: About) -> bool:
         """The limits of one request: failed attempts, calls of every kind, rejections."""
@@ -189,23 +191,15 @@ class Attempts:
     ) -> Call | None:
         """The call of this candidate, or None, with a note, when it cannot be paid for."""
         found = self._ceiling(each, about)
-        if found is None or (isinstance(tried, Denied) and found[0] is None):
-            # Asking the ledger the same again would get the same answer.
+        # Asking the ledger the same again would get the same answer.
+        if found is None or (isinstance(tried, Denied) and (found[0] is None or self._denials(at, each) > 1)):
             self.note(each, "passed_over", "cannot_be_paid")
             return None
-        ceiling, worst, tokens = found
-        if isinstance(tried, Denied) and self._denials(at, each) > 1:
-            self.note(each, "passed_over", "cannot_be_paid")
-            return None
-        if self._dearer(each):
+        began = bool(self.episode.events)
+        if began and self._dearer(each):
             self.note(each, "passed_over", "dearer_fallback")
             return None
-        models = self.snapshot.catalogue.models
-        failed_providers = [
-            models[event.model].provider
-            for event in self.episode.events
-            if isinstance(event, Failed) and event.model in models
-        ]
+        ceiling, worst, tokens = found
         if ceiling is not None:
             self.say(at, "ceiling_set", ("max_tokens", ceiling))
         return Call(
@@ -221,13 +215,18 @@ class Attempts:
             else each.cost_nano is not None,
             wait_ms=wait_ms,
             explored=self.explored,
-            again=each.model.provider in failed_providers,
+            again=began and self._failed_there(each.model.provider),
         )
 
     def _told_no(self) -> list[Denial]:
         """What the ledger has refused, less what only the budget of exploration may have had against it."""
         events = (event for event in self.episode.events if isinstance(event, Denied))
         return [event.denial for event in events if self.explored or not event.explored]
+
+    def _failed_there(self, provider: str) -> bool:
+        models = self.snapshot.catalogue.models
+        failed = [event.model for event in self.episode.events if isinstance(event, Failed)]
+        return any(model in models and models[model].provider == provider for model in failed)
 
     def _denials(self, at: str, each: Weighed) -> int:
         return sum(
@@ -237,7 +236,7 @@ class Attempts:
 
     def _dearer(self, each: Weighed) -> bool:
         """Whether a fallback would cost more than what failed, where the policy does not want that."""
-        if self.policy.dearer or not self.episode.events:
+        if self.policy.dearer:
             return False
         failed = {event.model for event in self.episode.events if isinstance(event, Failed) and not event.helper}
         if not failed or each.model.id in failed:
@@ -260,9 +259,8 @@ class Attempts:
         own = features.max_tokens if features.max_tokens is not None else model.max_output_tokens
         added = self._drafts_bound(about) if about.drafts else 0
         free = model.kind != "embedding" and (features.max_tokens is None or self.policy.clamp)
-        expected = max(1, min(-(-each.output_tokens // features.n), own))
-        wanted = self._within_tokens(each, own, added)
-        if wanted < own and (not free or wanted < expected):
+        wanted = self._within_tokens(each, own, added) if self.episode.events else own
+        if wanted < own and (not free or wanted < self._expected(each, own)):
             return None
         worst = worst_case_nano(model, self.episode, wanted, added)
         limit = self._affordable(denied_only=not free)
@@ -276,7 +274,7 @@ class Attempts:
             else:
                 tokens = min(affordable_tokens(model, self.episode, limit, added), wanted)
                 # What was left at the door is no refusal: only the ledger knows whose limit it is and if waiting helps.
-                if tokens < min(expected, wanted):
+                if tokens < min(self._expected(each, own), wanted):
                     known = self._affordable(denied_only=True)
                     if known is not None and worst > known:
                         return None
@@ -293,11 +291,16 @@ class Attempts:
         limit = self._affordable(denied_only=True)
         return None if limit is not None and worst > limit else (None, worst, tokens)
 
+    def _expected(self, each: Weighed, own: int) -> int:
+        """The tokens of one reply, as expected, under the ceiling of its own."""
+        return max(1, min(-(-each.output_tokens // self.episode.features.n), own))
+
     def _within_tokens(self, each: Weighed, ceiling: int, added: int) -> int:
         """The ceiling, or what a limit of tokens that has refused this request leaves of it; 0 for nothing."""
-        denials = self._told_no() if self.episode.events else []
         left = [
-            each.limit - (each.used or 0) for each in denials if each.code == "token_limit" and each.limit is not None
+            denial.limit - (denial.used or 0)
+            for denial in self._told_no()
+            if denial.code == "token_limit" and denial.limit is not None
         ]
         if not left or worst_case_tokens(each.model, self.episode, ceiling, added) <= left[-1]:
             return ceiling
@@ -310,13 +313,14 @@ class Attempts:
 
     def _affordable(self, *, denied_only: bool) -> int | None:
         """What a hold can be, as far as we know; None when nothing limits it. The ledger has the last word."""
-        denials = self._told_no() if self.episode.events else []
-        limits = [denial.affordable_nano for denial in denials if denial.code in _MONEY][-1:]
-        most = self.episode.hints.max_cost_nano
+        episode, limits = self.episode, []
+        if episode.events:
+            limits = [denial.affordable_nano for denial in self._told_no() if denial.code in _MONEY][-1:]
+        most, left = episode.hints.max_cost_nano, episode.money.left_nano
         if most is not None:
-            limits.append(most - sum(getattr(event, "cost_nano", 0) or 0 for event in self.episode.events))
-        if not denied_only and self.episode.money.left_nano is not None:
-            limits.append(self.episode.money.left_nano)
+            limits.append(most - sum(getattr(event, "cost_nano", 0) or 0 for event in episode.events))
+        if left is not None and not denied_only:
+            limits.append(left)
         return min(limits) if limits else None
 
     def _helper_episode(self, about: Ask | Grade) -> Episode:

@@ -238,11 +238,14 @@ class Range(msgspec.Struct, frozen=True):
     high: float
 
 
+Verdict = Literal["chosen", "next", "passed_over", "dropped"]
+
+
 class Candidate(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One model as the decision saw it. `price_nano` is all of it in dollars: money, quality and time."""
 
     model: str
-    verdict: Literal["chosen", "next", "passed_over", "dropped"]
+    verdict: Verdict
     code: str = ""  # why it was dropped or passed over
     quality: Range | None = None
     cost_nano: int | None = None  # expected
