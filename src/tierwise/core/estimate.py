@@ -101,8 +101,10 @@ class Outlook(msgspec.Struct, frozen=True):
     task: Task
     difficulty: float
     doubt: float
-    visible_tokens: float  # of one answer
+    tokens: int  # of one answer, and of its thoughts when the caller gave a budget for them
+    thinking_tokens: int  # the same of a model that thinks when not told to
     most_tokens: int | None  # of one answer and its thoughts, as far as the caller said
+    replies: int
     reading: float  # of the prompt, in output tokens that take as long
 
 
@@ -118,17 +120,17 @@ def estimate_all(
     view = outlook(features)
     match estimator:
         case BuiltIn():
-            return tuple([_one(features, view, model) for model in models])
+            return tuple([_one(view, model) for model in models])
         case Trained():
             known = heads(estimator).scores(features, workload)
-            return tuple([_learned(features, view, model, known.get(model.id)) for model in models])
+            return tuple([_learned(view, model, known.get(model.id)) for model in models])
 
 
-def _learned(features: Features, view: Outlook, model: Model, score: Score | None) -> Estimate:
+def _learned(view: Outlook, model: Model, score: Score | None) -> Estimate:
     if score is None or model.kind == "embedding":
-        return _one(features, view, model)
-    output = _output_tokens(features, view, model, score.output_tokens)
-    latency = score.latency_ms if score.latency_ms is not None else _latency_ms(features, view, model, output)
+        return _one(view, model)
+    output = _output_tokens(view, model, score.output_tokens)
+    latency = score.latency_ms if score.latency_ms is not None else _latency_ms(view, model, output)
     return Estimate(Range(score.low, score.mid, score.high), output, latency)
 
 
@@ -157,9 +159,21 @@ def outlook(features: Features) -> Outlook:
         difficulty += CODE_SHARE * (features.code if features.code > features.math else features.math)
     if difficulty > HARD:
         difficulty = HARD + HARDER * (1.0 - math.exp((HARD - difficulty) / HARDER))
-    most = None if features.max_tokens is None else features.max_tokens + features.reasoning_tokens
-    reading = PREFILL_PER_TOKEN * features.input_tokens
-    return Outlook(task, difficulty, doubt, _visible_tokens(features, weights), most, reading)
+    tokens = _visible_tokens(features, weights)
+    if features.reasoning_tokens:
+        tokens = thinking = tokens + THINKING_USED * features.reasoning_tokens
+    else:
+        thinking = tokens + THINKING_SHARE * tokens * min(1.0, max(0.0, difficulty + 0.3))
+    return Outlook(
+        task=task,
+        difficulty=difficulty,
+        doubt=doubt,
+        tokens=math.ceil(tokens),
+        thinking_tokens=math.ceil(thinking),
+        most_tokens=None if features.max_tokens is None else features.max_tokens + features.reasoning_tokens,
+        replies=features.n if features.n > 1 else 1,
+        reading=PREFILL_PER_TOKEN * features.input_tokens,
+    )
 
 
 def _visible_tokens(features: Features, weights: TaskWeights) -> float:
@@ -179,44 +193,38 @@ def _visible_tokens(features: Features, weights: TaskWeights) -> float:
     return tokens
 
 
-def _one(features: Features, view: Outlook, model: Model) -> Estimate:
+def _one(view: Outlook, model: Model) -> Estimate:
     strength = model.skill
     for task, skill in model.skills:
         if task == view.task:
             strength = skill
     margin, doubt = strength - view.difficulty, view.doubt
     quality = Range(_chance(margin - doubt), _chance(margin), _chance(margin + doubt))
-    output = _output_tokens(features, view, model)
-    return Estimate(quality, output, _latency_ms(features, view, model, output))
+    output = _output_tokens(view, model)
+    return Estimate(quality, output, _latency_ms(view, model, output))
 
 
-def _latency_ms(features: Features, view: Outlook, model: Model, output_tokens: int) -> int:
+def _latency_ms(view: Outlook, model: Model, output_tokens: int) -> int:
     rate = model.tokens_per_second
     # The answers of one request are written side by side, so `n` costs tokens and no time.
-    each = output_tokens / features.n if features.n > 1 else output_tokens
-    writing = 1_000.0 * (each + view.reading) / (rate if rate > SLOWEST else SLOWEST)
-    return math.ceil(model.first_token_ms + writing)
+    writing = 1_000.0 * (output_tokens / view.replies + view.reading)
+    return math.ceil(model.first_token_ms + writing / (rate if rate > SLOWEST else SLOWEST))
 
 
 def _chance(margin: float) -> float:
     return CEILING / (1.0 + math.exp(-STEEPNESS * margin)) if margin >= LEAST_MARGIN else 0.0
 
 
-def _output_tokens(features: Features, view: Outlook, model: Model, learned: int | None = None) -> int:
+def _output_tokens(view: Outlook, model: Model, learned: int | None = None) -> int:
     """`learned`: of one answer, its thoughts included, as training expects it."""
     if view.task == "embedding" or model.kind == "embedding":
         return 0
-    if learned is not None:
-        tokens = float(learned)
-    elif features.reasoning_tokens:
-        tokens = view.visible_tokens + THINKING_USED * features.reasoning_tokens
-    elif "reasoning" in model.abilities:
-        tokens = view.visible_tokens
-        tokens += THINKING_SHARE * tokens * min(1.0, max(0.0, view.difficulty + 0.3))
-    else:
-        tokens = view.visible_tokens
+    tokens = learned
+    if tokens is None:
+        tokens = view.thinking_tokens if "reasoning" in model.abilities else view.tokens
     most, asked = model.max_output_tokens, view.most_tokens
     if asked is not None and asked < most:
         most = asked
-    least = math.ceil(tokens if tokens < most else most)
-    return (least if least > 1 else 1) * (features.n if features.n > 1 else 1)
+    if tokens > most:
+        tokens = most
+    return tokens * view.replies if tokens > 1 else view.replies
