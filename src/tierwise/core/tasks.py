@@ -36,6 +36,10 @@ _GREETING, _EXTRACTION, _CODE, _REASONING, _TOOL = (
 )
 # Slots whose cues count in the middle of a long text too, once per word and at a cap.
 _BODY_CAPS = tuple((lexicon.shift(slot), cap) for slot, cap in ((_DEPTH, 5), (_LIMITS, 6), (_MATH, 8), (_PROGRAM, 8)))
+# All of them at once: what is added to a slot for its highest bit to show that it is above its cap.
+_BODY_BITS = sum(lexicon.MOST << shift for shift, _ in _BODY_CAPS)
+_BODY_OVER = sum(1 << shift + 15 for shift, _ in _BODY_CAPS)
+_BODY_ROOM = sum((1 << 15) - 1 - cap << shift for shift, cap in _BODY_CAPS)
 
 
 class Reading(msgspec.Struct, frozen=True, kw_only=True):
@@ -114,8 +118,11 @@ def _sum(words: list[str]) -> tuple[list[int], Set[str]]:
         watched |= known.watched & rest
         body = sum(filter(None, map(known.marks.get, rest)))
         total += body & lexicon.LANGUAGE_BITS
-        for shift, cap in _BODY_CAPS:
-            total += min(cap, body >> shift & lexicon.MOST) << shift
+        if (body & _BODY_BITS) + _BODY_ROOM & _BODY_OVER:  # some slot is above its cap
+            for shift, cap in _BODY_CAPS:
+                total += min(cap, body >> shift & lexicon.MOST) << shift
+        else:
+            total += body & _BODY_BITS
     sums = lexicon.unpacked(total)
     _add_guesses(read, sums)
     return sums, watched
@@ -141,15 +148,15 @@ def _more(read: list[str], known: lexicon.Lexicon, watched: set[str]) -> int:
 
 def _add_guesses(read: list[str], sums: list[int]) -> None:
     guessed: set[str] = set()
-    for place, word in enumerate(read[:GUESSED_WORDS]):
-        if len(word) >= lexicon.GUESSED_LETTERS and (cue := lexicon.meant(word)):
-            for slot, weight in cue:
-                if slot >= _TASKS:
-                    sums[slot] += weight
-                elif word not in guessed:
-                    order = weight >= lexicon.ORDER and place < ORDER_WORDS
-                    sums[slot] += weight + weight if order else weight
-            guessed.add(word)
+    first = read[:GUESSED_WORDS]
+    for place, word in itertools.compress(enumerate(first), map(lexicon.meant, first)):
+        for slot, weight in lexicon.meant(word) or ():
+            if slot >= _TASKS:
+                sums[slot] += weight
+            elif word not in guessed:
+                order = weight >= lexicon.ORDER and place < ORDER_WORDS
+                sums[slot] += weight + weight if order else weight
+        guessed.add(word)
 
 
 def _unknown(words: list[str]) -> int:

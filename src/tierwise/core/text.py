@@ -249,4 +249,4 @@ def ends(text: str, head: int, tail: int) -> str:
 
 def squash(value: float, half: float) -> float:
     """0..1, a half of the way up at `half`: more of the same adds less and less."""
-    return 1.0 - math.exp(-0.693 * value / half)
+    return 1.0 - math.exp(-0.693 * value / half) if value else 0.0

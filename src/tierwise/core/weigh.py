@@ -56,9 +56,10 @@ def weigh(snapshot: Snapshot, episode: Episode, models: tuple[Model, ...], amoun
     return tuple(found)
 
 
-def expected_nano(model: Model, episode: Episode, output_tokens: int) -> int | None:
-    """What the request is expected to cost on this model; None when it is unpriced."""
-    price, tokens = model.price, episode.features.input_tokens
+def expected_nano(model: Model, episode: Episode, output_tokens: int, input_tokens: int | None = None) -> int | None:
+    """What the request is expected to cost on this model; None when it is unpriced. `input_tokens`: by a better count
+    than the request's features have."""
+    price, tokens = model.price, episode.features.input_tokens if input_tokens is None else input_tokens
     if price is None:
         return None
     rates = price.only or price.rates(episode.at_s, tokens, episode.service)

@@ -24,7 +24,7 @@ from tierwise.core.money import Service, Usage
 from tierwise.core.ports import Departure, Ledger, Outgoing, UpstreamError
 from tierwise.core.shadow import exploring
 from tierwise.core.snapshot import Snapshot
-from tierwise.core.weigh import NAME_LETTERS, billed_model, charged_nano
+from tierwise.core.weigh import NAME_LETTERS, billed_model, charged_nano, expected_nano
 from tierwise.routing.ratios import Measured, language_of
 from tierwise.wire.contract import Reply, Sent
 
@@ -127,16 +127,16 @@ class Attempt:
                 request=self.episode.id,
                 fingerprint=fingerprint(self.episode),
                 bounded=call.bounded,
-                least_nano=charged_nano(self.model, self.episode, self.read()) or 0,
+                least_nano=self.least_nano(),
                 snapshot=self.episode.snapshot,
             )
         )
         self.closed = denial is not None
         return denial
 
-    def read(self) -> Usage:
-        """What the provider reads when it is called, as we count it."""
-        return Usage(input_tokens=self.expected_input, estimated=True)
+    def least_nano(self) -> int:
+        """What the provider bills as soon as it has read the prompt, as we count it."""
+        return expected_nano(self.model, self.episode, 0, self.expected_input) or 0
 
     @property
     def expected_input(self) -> int:
