@@ -9,6 +9,7 @@ functions elsewhere.
 from __future__ import annotations
 
 import math
+from operator import attrgetter
 
 import msgspec
 
@@ -173,22 +174,23 @@ class _Walk:
         if plan.promise:
             return self.promised(plan, plan.promise, frame)
         ordered = self.weighed(plan.best, frame)
-        floored = tuple([each for each in ordered if each.quality.mid >= plan.floor])
-        if ordered and not floored:
-            self.reason(frame.at, "floor_unreachable", ("floor", plan.floor))
-            ordered = tuple(sorted(ordered, key=lambda each: -each.quality.mid))
-            return self.attempts.first(frame.at, ordered, frame.final, frame.about, code="quality")
-        for each in ordered if len(floored) < len(ordered) else ():
-            if each.quality.mid < plan.floor:
-                self.attempts.note(each, "passed_over", "below_floor", ("floor", plan.floor))
-        ordered = tuple(sorted(floored, key=lambda each: each.price_nano))
+        floored = [each for each in ordered if each.quality.mid >= plan.floor]
+        if len(floored) < len(ordered):
+            if not floored:
+                self.reason(frame.at, "floor_unreachable", ("floor", plan.floor))
+                ordered = tuple(sorted(ordered, key=lambda each: -each.quality.mid))
+                return self.attempts.first(frame.at, ordered, frame.final, frame.about, code="quality")
+            for each in ordered:
+                if each.quality.mid < plan.floor:
+                    self.attempts.note(each, "passed_over", "below_floor", ("floor", plan.floor))
+        ordered = tuple(sorted(floored, key=attrgetter("price_nano")))
         return self.attempts.first(frame.at, ordered, frame.final, frame.about, code="price")
 
     def promised(self, plan: Best, name: str, frame: _Frame) -> Result:
         """Whom the promise lets answer, then its reference. One that nobody made is no ground to save on."""
         found = self.ruling(name, frame)
         self.reason(frame.at, found.code, ("promise", name), ("workload", self.episode.workload))
-        names = tuple(model.id for model in self.expand(plan.best, frame.pool) if model.id in found.models)
+        names = tuple(model.id for model in meant(plan.best, frame.pool) if model.id in found.models)
         safe = tuple(dict.fromkeys(each for each in (found.reference, self.snapshot.catalogue.reliable) if each))
         turn = due(found, frame.voice, lambda model: self.expected_loss(found, model))
         weighed = self.weighed(names, frame)
@@ -251,7 +253,7 @@ class _Walk:
 
     def explore(self, plan: Explore, frame: _Frame) -> Result:
         exploration, episode = plan.explore, self.episode
-        models = self.expand(exploration.among, frame.pool)
+        models = meant(exploration.among, frame.pool)
         may = episode.hints.explore and episode.criticality in exploration.criticality
         if not (models and may and isinstance(frame.about, Serve)):
             return self.reference(plan.then, frame)
@@ -259,7 +261,7 @@ class _Walk:
         if exploration.shadow:
             chance, self.draw = rest_of(draw, rate)
             if chance is not None and self.due is None:
-                graders = self.expand((exploration.grader,), self.admitted()) if exploration.grader else ()
+                graders = meant((exploration.grader,), self.admitted()) if exploration.grader else ()
                 self.due = Due(exploration, models, graders, frame.at, chance)
             return self.reference(plan.then, frame)
         share = rate / len(models)
@@ -421,27 +423,23 @@ class _Walk:
                 names.add(at)
             else:
                 waiting += [to for key, to in references(plan) if key not in HELPERS]
-        models = self.expand(tuple(names), self.admitted())
+        models = meant(tuple(names), self.admitted())
         weighed = weigh(self.snapshot, self.episode, models, self.policy.amounts)
         return min((each.latency_ms for each in weighed), default=0)
 
     # -------------------------------------------------------------------------------------------- candidates
 
-    def expand(self, names: tuple[str, ...], pool: Pool) -> Pool:
-        """The models that these names mean, in the names' order, then the catalogue's, each once."""
-        return meant(names, pool)
-
     def weighed(self, names: tuple[str, ...], frame: _Frame) -> tuple[Weighed, ...]:
         """The candidates with what they are expected to cost and be worth, less those that are resting, too weak or too
         slow for what the caller asked. A wish that nobody can meet is met as nearly as can be: the request goes on."""
-        resting = dict(self.episode.resting)
-        models = []
-        for model in self.expand(names, frame.pool):
-            if model.id in resting:
-                self.drop(model, "resting", ("for_ms", resting[model.id]))
-            else:
-                models.append(model)
-        weighed = weigh(self.snapshot, self.episode, tuple(models), self.policy.amounts)
+        models = meant(names, frame.pool)
+        if self.episode.resting:
+            resting = dict(self.episode.resting)
+            for model in models:
+                if model.id in resting:
+                    self.drop(model, "resting", ("for_ms", resting[model.id]))
+            models = tuple([model for model in models if model.id not in resting])
+        weighed = weigh(self.snapshot, self.episode, models, self.policy.amounts)
         if not isinstance(frame.about, Serve) or not weighed:
             return weighed
         for wish in wishes(weighed, self.episode.hints, self.episode.elapsed_ms):

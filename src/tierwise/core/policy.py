@@ -6,6 +6,7 @@ tiers only. What cannot be true of a policy is refused when it is loaded: see `c
 
 from __future__ import annotations
 
+import functools
 from typing import Literal
 
 import msgspec
@@ -210,7 +211,7 @@ PRESETS: dict[str, Amounts] = {
 }
 
 
-class Policy(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Policy(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, dict=True):
     """Named plans, where to start, what quality and time are worth, and the limits of one request."""
 
     name: str
@@ -222,6 +223,12 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     clamp: bool = False  # a caller's max_tokens may be lowered to what can be paid
     dearer: bool = True  # a fallback may cost more than what failed
     dear_rise: float = 0.1  # of a key's share of dear replies above what is usual for it; 1: as far as it likes
+
+    @functools.cached_property
+    def explorations(self) -> tuple[Exploration, ...]:
+        """What some plan leaves to chance."""
+        found = [plan.explore for plan in self.plans.values() if isinstance(plan, Explore)]
+        return tuple(each for each in found if each.rate > 0)
 
 
 # Where a name stands that never answers the request itself.

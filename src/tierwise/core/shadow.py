@@ -13,7 +13,7 @@ from tierwise.core.attempt import Attempts
 from tierwise.core.budget import Lambda
 from tierwise.core.catalogue import Model
 from tierwise.core.episode import Answer, Call, Decision, Episode, Grade, Reason, Replied, Serve
-from tierwise.core.policy import Exploration, Explore, Policy
+from tierwise.core.policy import Exploration, Policy
 from tierwise.core.request import EXPLORATION, Hints, Payer
 from tierwise.core.snapshot import Snapshot
 from tierwise.core.weigh import Weighed, weigh
@@ -106,8 +106,7 @@ def exploring(payer: Payer) -> Payer:
 
 def explores(policy: Policy, *, shadow: bool | None = None) -> bool:
     """Whether some plan leaves something to chance; `shadow`: only by shadows, or only by what answers."""
-    found = [plan.explore for plan in policy.plans.values() if isinstance(plan, Explore) and plan.explore.rate > 0]
-    return any(shadow is None or each.shadow == shadow for each in found)
+    return any(shadow is None or each.shadow == shadow for each in policy.explorations)
 
 
 def _askable(models: tuple[Model, ...], episode: Episode) -> list[Model]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 
 import msgspec
@@ -17,7 +18,7 @@ from tierwise.core.promise import Promise
 SNAPSHOT_VERSION = 1
 
 
-class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
+class Snapshot(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     """`policies` holds at least `default`, and one for each tier asked for by name. `keywords` is what the
     feature reader looks for, from every policy."""
 
@@ -29,7 +30,7 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     promises: dict[str, Promise]  # by name
     grams: bool  # whether the words' hashes are kept, to serve or to learn from
 
-    @property
+    @functools.cached_property
     def reads_grams(self) -> bool:
         """Whether decisions need them; else whoever keeps the episode makes them, when there is time."""
         return isinstance(self.estimator, Trained)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 
 import msgspec
@@ -146,13 +147,18 @@ def billed_model(catalogue: Catalogue, routed: Model, served: str) -> Model:
     known = catalogue.by_name.get((routed.provider, name))
     if known is not None and known.price is not None:
         return known
-    if known is None and (_VERSION.sub("", name) == own or _VERSION.sub("", own) == name):
+    if known is None and (_unversioned(name) == own or _unversioned(own) == name):
         return routed
     return catalogue.dearest.get(routed.provider, routed)
 
 
 # -2024-07-18, -20241022, -0613, @20240620, -v2, -preview, :free: what providers add to a name that means the same.
 _VERSION = re.compile(r"(?:[-@:](?:\d{4}-\d{2}-\d{2}|\d{4,8}|\d{3}|v\d+|preview|latest|free|exp|fp8|instruct))+$")
+
+
+@functools.lru_cache(maxsize=1024)  # what a provider calls a model is the same in each of its replies
+def _unversioned(name: str) -> str:
+    return _VERSION.sub("", name)
 
 
 def charged_nano(model: Model, episode: Episode, usage: Usage, service: Service | None = None) -> int | None:

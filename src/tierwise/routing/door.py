@@ -43,17 +43,18 @@ def open_episode(
         check_selectors(snapshot, "allow", hints.allow)
         check_selectors(snapshot, "deny", hints.deny)
     at = now()
+    at_s = int(at)
     features = _features(request, snapshot, kind)
     if hints.session is not None and hints.session.startswith(DERIVED):
         # Many conversations begin with the same words. Those of one payer and one hour are taken for one.
-        hints = msgspec.structs.replace(hints, session=f"{hints.session}-{int(at) // 3_600:x}")
+        hints = msgspec.structs.replace(hints, session=f"{hints.session}-{at_s // 3_600:x}")
     task = "embedding" if kind == "embedding" else hints.task
     if task is not None:
         features = msgspec.structs.replace(features, task=task)
     return Episode(
         id=new_id(at),
         snapshot=snapshot.hash,
-        at_s=int(at),
+        at_s=at_s,
         draw=draw(),
         requested=request.model,
         policy=means.policy,
@@ -66,7 +67,7 @@ def open_episode(
         service=request.service,
         stream=request.stream,
         pinned=means.pinned,
-        money=ledger.money(payer, hints, int(at)),
+        money=ledger.money(payer, hints, at_s),
         resting=resting,
         grants=grants,
         kind=kind,

@@ -19,7 +19,7 @@ from tierwise.core.episode import Replied, ReplyFacts, Stop
 from tierwise.core.errors import Refused, RequestError
 from tierwise.core.money import TOKENS_PER_PRICE, Usage
 from tierwise.core.ports import Incoming, Status, UpstreamError
-from tierwise.core.weigh import NAME_LETTERS, charged_nano
+from tierwise.core.weigh import NAME_LETTERS
 from tierwise.routing.attempts import Attempt, is_told, since_ms
 from tierwise.routing.books import Books
 from tierwise.routing.ratios import Measured
