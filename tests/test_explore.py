@@ -53,6 +53,14 @@ def test_a_critical_request_is_left_to_no_chance(criticality: str, shadow: bool)
     assert bool(first.odds) == (criticality != "critical" and not shadow)
 
 
+@pytest.mark.parametrize(("rate", "odds"), [(0.0, ((MID.id, 1.0),)), (0.25, ((BIG.id, 0.25), (MID.id, 0.75)))])
+def test_who_has_no_chance_has_no_odds(rate: float, odds: tuple[tuple[str, float], ...]) -> None:
+    snapshot = world({"start": Explore(Exploration(rate=rate, among=("frontier",)), then=MID.id)})
+    assert decide(snapshot, episode(snapshot)).odds == odds
+    certain = world({"start": Explore(Exploration(rate=1.0, among=("frontier",)), then=MID.id)})
+    assert decide(certain, episode(certain)).odds == ((BIG.id, 1.0),)
+
+
 def test_a_miss_that_is_critical_weighs_as_one_that_people_read() -> None:
     snapshot = world()
     prices = {

@@ -268,7 +268,8 @@ class _Walk:
         odds = {model.id: share for model in models}
         for model, chance in self.usual(plan.then, frame, draw):
             odds[model] = odds.get(model, 0.0) + (1 - rate) * chance
-        self.odds = self.odds or tuple(sorted(odds.items()))
+        # At a rate of 0 or of 1 some model has no chance, which are no odds to be chosen at.
+        self.odds = self.odds or tuple(sorted((model, chance) for model, chance in odds.items() if chance > 0))
         if draw >= rate:
             # The rest of the draw is again uniform, so an exploration further down is independent of this one.
             self.draw = (draw - rate) / (1 - rate)
