@@ -157,12 +157,12 @@ class _Walk:
 
     def keep(self, plan: Keep, frame: _Frame) -> Result:
         pool = frame.pool
-        codes = screened(pool, plan.keep, self.episode)
-        if any(codes):
-            for model, code in zip(pool, codes, strict=True):
-                if code:
-                    self.drop(model, code)
-            pool = tuple([model for model, code in zip(pool, codes, strict=True) if not code])
+        out = screened(pool, plan.keep, self.episode)
+        if out:
+            for model in pool:
+                if model.id in out:
+                    self.drop(model, out[model.id])
+            pool = tuple([model for model in pool if model.id not in out])
         self.reason(frame.at, "kept", ("models", len(pool)), ("dropped", len(frame.pool) - len(pool)))
         return self.reference(plan.then, frame if pool is frame.pool else msgspec.structs.replace(frame, pool=pool))
 

@@ -96,15 +96,24 @@ def unfit(model: Model, needed: Needs) -> str:
     return ""
 
 
-def screened(pool: tuple[Model, ...], screen: Screen, episode: Episode) -> list[str]:
-    """What the policy's screen rules out: for each model of the pool its code, or ""."""
-    codes = [""] * len(pool)
+@functools.lru_cache(maxsize=16)
+def _least(pool: tuple[Model, ...]) -> tuple[int, int]:
+    """The least context and the least output of the pool's models."""
+    return min([each.context_tokens for each in pool]), min([each.max_output_tokens for each in pool])
+
+
+def screened(pool: tuple[Model, ...], screen: Screen, episode: Episode) -> dict[str, str]:
+    """Whom of the pool the policy's screen rules out, by id, and why."""
+    out = {}
     if screen.deny or screen.allow or screen.local or screen.max_usd_per_mtok is not None:
-        codes = [_excluded(model, screen, episode) for model in pool]
-    if screen.fits:
+        out = {model.id: code for model in pool if (code := _excluded(model, screen, episode))}
+    if screen.fits and pool:
         needed = needs(episode)
-        codes = [code or unfit(model, needed) for code, model in zip(codes, pool, strict=True)]
-    return codes
+        context, output = _least(pool)
+        # What the least of them can do is no question to each.
+        if needed.abilities or needed.max_tokens > output or needed.read_tokens + needed.written_tokens > context:
+            out = {model.id: code for model in pool if (code := out.get(model.id) or unfit(model, needed))}
+    return out
 
 
 def _excluded(model: Model, screen: Screen, episode: Episode) -> str:
