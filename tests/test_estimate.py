@@ -2,14 +2,30 @@
 
 from __future__ import annotations
 
+import math
+
 import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tierwise.core.catalogue import Model
-from tierwise.core.estimate import TASK_WEIGHTS, BuiltIn, Estimate, estimate, estimate_all
+from tierwise.core.estimate import (
+    PREFILL_PER_TOKEN,
+    SLOWEST,
+    TASK_WEIGHTS,
+    THINKING_SHARE,
+    THINKING_USED,
+    BuiltIn,
+    Estimate,
+    _learned,
+    _visible_tokens,
+    estimate,
+    estimate_all,
+    outlook,
+)
 from tierwise.core.features import extract
+from tierwise.core.learned import Score
 from tierwise.core.money import NANO_PER_USD, Price, PriceRow, Rates
 from tierwise.core.policy import BALANCED, PRESETS, Amounts
 from tierwise.core.request import Features, Prompt, Turn
@@ -345,6 +361,28 @@ def test_no_more_tokens_are_expected_than_the_ceilings_allow(features: Features,
     assert found.output_tokens <= any_model.max_output_tokens * features.n
     if features.max_tokens is not None:
         assert found.output_tokens <= (features.max_tokens + features.reasoning_tokens) * features.n
+
+
+@given(features_made, models_made, st.none() | st.integers(1, 300_000) | st.integers(1, 3))
+def test_length_and_time_are_what_the_formulas_say(features: Features, any_model: Model, learned: int | None) -> None:
+    """With the request's part and the model's part not told apart."""
+    view, weights = outlook(features), TASK_WEIGHTS[features.task]
+    visible = _visible_tokens(features, weights)
+    thinking = 0.0
+    if features.reasoning_tokens:
+        thinking = THINKING_USED * features.reasoning_tokens
+    elif "reasoning" in any_model.abilities:
+        thinking = THINKING_SHARE * visible * min(1.0, max(0.0, view.difficulty + 0.3))
+    ceiling = any_model.max_output_tokens
+    if features.max_tokens is not None:
+        ceiling = min(ceiling, features.max_tokens + features.reasoning_tokens)
+    tokens = visible + thinking if learned is None else float(learned)
+    each = 0 if features.task == "embedding" else max(1, math.ceil(min(tokens, ceiling)))
+    rate = max(SLOWEST, any_model.tokens_per_second)
+    latency = math.ceil(any_model.first_token_ms + 1_000.0 * (each + PREFILL_PER_TOKEN * features.input_tokens) / rate)
+    score = Score(low=0.0, mid=0.5, high=1.0, output_tokens=learned, latency_ms=None)
+    found = _learned(view, any_model, score if learned is not None else None)
+    assert (found.output_tokens, found.latency_ms) == (each * features.n, latency)
 
 
 @given(features_made, st.lists(models_made, max_size=5))

@@ -67,20 +67,20 @@ def needs(episode: Episode) -> Needs:
     read, most = features.input_tokens, features.max_tokens
     if episode.kind == "embedding":
         return Needs(read, 0, most or 0, ())
-    abilities: list[tuple[Ability, str]] = []
+    abilities: tuple[tuple[Ability, str], ...] = ()
     if features.tools:
-        abilities.append(("tools", "no_tools"))
+        abilities += (("tools", "no_tools"),)
     if features.images:
-        abilities.append(("images", "no_images"))
+        abilities += (("images", "no_images"),)
     if features.audio:
-        abilities.append(("audio", "no_audio"))
+        abilities += (("audio", "no_audio"),)
     if features.documents:
-        abilities.append(("documents", "no_documents"))
+        abilities += (("documents", "no_documents"),)
     if features.structured == "schema":
-        abilities.append(("schema", "no_schema"))
+        abilities += (("schema", "no_schema"),)
     elif features.structured == "json":
-        abilities.append(("json", "no_json"))
-    return Needs(read, LEAST_OUTPUT_TOKENS if most is None else most, most or 0, tuple(abilities))
+        abilities += (("json", "no_json"),)
+    return Needs(read, LEAST_OUTPUT_TOKENS if most is None else most, most or 0, abilities)
 
 
 def unfit(model: Model, needed: Needs) -> str:
