@@ -143,7 +143,8 @@ def _read(turns: tuple[Turn, ...]) -> _Text:
         last = ends(text, *LAST_READ)
         counts = count(last)
         tokens = _scaled(counts.tokens, last, text)
-        return _Text(last, _said(turns), "", len(text) - len(last), counts, tokens, tokens, len(text))
+        said = _said(turns) if turns[0].role == "system" else _system("", 0)
+        return _Text(last, said, "", len(text) - len(last), counts, tokens, tokens, len(text))
     characters = sum([len(turn.text) for turn in turns])
     users = _users(turns)
     at = users[0] if users else len(turns) - 1
@@ -171,13 +172,20 @@ def _read(turns: tuple[Turn, ...]) -> _Text:
 
 def _users(turns: tuple[Turn, ...]) -> list[int]:
     """Where the user's last two messages stand, the last one first."""
-    return [index for index in range(len(turns) - 1, max(-1, len(turns) - 200), -1) if turns[index].role == "user"][:2]
+    found: list[int] = []
+    for index in range(len(turns) - 1, max(-1, len(turns) - 200), -1):
+        if turns[index].role == "user":
+            found.append(index)
+            if len(found) == 2:
+                break
+    return found
 
 
 def asked(prompt: Prompt) -> str:
     """The last message as far as it is read: what its grams are made of, by `extract` or later by the journal."""
-    users = _users(prompt.turns)
-    return ends(prompt.turns[users[0] if users else -1].text, *LAST_READ) if prompt.turns else ""
+    turns = prompt.turns
+    users = _users(turns) if len(turns) > 1 else []
+    return ends(turns[users[0] if users else -1].text, *LAST_READ) if turns else ""
 
 
 def _scaled(tokens: float, read: str, whole: str) -> float:

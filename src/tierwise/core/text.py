@@ -134,7 +134,8 @@ def count(text: str) -> Counts:
     if _END in data:
         pairs = int.from_bytes(data.translate(_LINE_ITSELF), "little")
         pairs &= int.from_bytes((b"\0" + data).translate(_LINE_BEFORE), "little")
-        lines, indents, items = [(pairs & lane).bit_count() for lane in lanes[: len(_LINE_PAIRS)]]
+        first, second, third = lanes[: len(_LINE_PAIRS)]
+        lines, indents, items = (pairs & first).bit_count(), (pairs & second).bit_count(), (pairs & third).bit_count()
     tokens = (
         _RUN * runs
         + _LETTER * letters
