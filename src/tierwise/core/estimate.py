@@ -7,8 +7,8 @@ wide because nobody has checked it on the owner's traffic. A trained estimator f
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
+from math import ceil, exp
 
 import msgspec
 
@@ -129,9 +129,7 @@ def estimate_all(
 def _learned(view: Outlook, model: Model, score: Score | None) -> Estimate:
     if score is None or model.kind == "embedding":
         return _one(view, model)
-    output = _output_tokens(view, model, score.output_tokens)
-    latency = score.latency_ms if score.latency_ms is not None else _latency_ms(view, model, output)
-    return Estimate(Range(score.low, score.mid, score.high), output, latency)
+    return _expected(view, model, Range(score.low, score.mid, score.high), score.output_tokens, score.latency_ms)
 
 
 def outlook(features: Features) -> Outlook:
@@ -158,7 +156,7 @@ def outlook(features: Features) -> Outlook:
     if task not in ("code", "reasoning"):
         difficulty += CODE_SHARE * (features.code if features.code > features.math else features.math)
     if difficulty > HARD:
-        difficulty = HARD + HARDER * (1.0 - math.exp((HARD - difficulty) / HARDER))
+        difficulty = HARD + HARDER * (1.0 - exp((HARD - difficulty) / HARDER))
     tokens = _visible_tokens(features, weights)
     if features.reasoning_tokens:
         tokens = thinking = tokens + THINKING_USED * features.reasoning_tokens
@@ -168,8 +166,8 @@ def outlook(features: Features) -> Outlook:
         task=task,
         difficulty=difficulty,
         doubt=doubt,
-        tokens=math.ceil(tokens),
-        thinking_tokens=math.ceil(thinking),
+        tokens=ceil(tokens),
+        thinking_tokens=ceil(thinking),
         most_tokens=None if features.max_tokens is None else features.max_tokens + features.reasoning_tokens,
         replies=features.n if features.n > 1 else 1,
         reading=PREFILL_PER_TOKEN * features.input_tokens,
@@ -199,32 +197,31 @@ def _one(view: Outlook, model: Model) -> Estimate:
         if task == view.task:
             strength = skill
     margin, doubt = strength - view.difficulty, view.doubt
-    quality = Range(_chance(margin - doubt), _chance(margin), _chance(margin + doubt))
-    output = _output_tokens(view, model)
-    return Estimate(quality, output, _latency_ms(view, model, output))
-
-
-def _latency_ms(view: Outlook, model: Model, output_tokens: int) -> int:
-    rate = model.tokens_per_second
-    # The answers of one request are written side by side, so `n` costs tokens and no time.
-    writing = 1_000.0 * (output_tokens / view.replies + view.reading)
-    return math.ceil(model.first_token_ms + writing / (rate if rate > SLOWEST else SLOWEST))
+    return _expected(view, model, Range(_chance(margin - doubt), _chance(margin), _chance(margin + doubt)))
 
 
 def _chance(margin: float) -> float:
-    return CEILING / (1.0 + math.exp(-STEEPNESS * margin)) if margin >= LEAST_MARGIN else 0.0
+    return CEILING / (1.0 + exp(-STEEPNESS * margin)) if margin >= LEAST_MARGIN else 0.0
 
 
-def _output_tokens(view: Outlook, model: Model, learned: int | None = None) -> int:
-    """`learned`: of one answer, its thoughts included, as training expects it."""
+def _expected(
+    view: Outlook, model: Model, quality: Range, tokens: int | None = None, latency_ms: int | None = None
+) -> Estimate:
+    """With the length of one answer, its thoughts included, and the time, where training did not say them."""
     if view.task == "embedding" or model.kind == "embedding":
-        return 0
-    tokens = learned
-    if tokens is None:
-        tokens = view.thinking_tokens if "reasoning" in model.abilities else view.tokens
-    most, asked = model.max_output_tokens, view.most_tokens
-    if asked is not None and asked < most:
-        most = asked
-    if tokens > most:
-        tokens = most
-    return tokens * view.replies if tokens > 1 else view.replies
+        tokens = 0
+    else:
+        if tokens is None:
+            tokens = view.thinking_tokens if "reasoning" in model.abilities else view.tokens
+        most, asked = model.max_output_tokens, view.most_tokens
+        if asked is not None and asked < most:
+            most = asked
+        if tokens > most:
+            tokens = most
+        tokens = tokens * view.replies if tokens > 1 else view.replies
+    if latency_ms is None:
+        rate = model.tokens_per_second
+        # The answers of one request are written side by side, so `n` costs tokens and no time.
+        writing = 1_000.0 * (tokens / view.replies + view.reading)
+        latency_ms = ceil(model.first_token_ms + writing / (rate if rate > SLOWEST else SLOWEST))
+    return Estimate(quality, tokens, latency_ms)
