@@ -170,6 +170,8 @@ def dearer(money: Lambda, standing: Standing, others: Others) -> Lambda:
 
 def reasons(money: Lambda) -> list[Reason]:
     """Why a decision saw a price of money that no budget made."""
+    if CAUSE not in dict(money.causes):
+        return []
     for (label, price), (share, share_usual) in zip(money.causes, money.shares, strict=False):
         if label == CAUSE:
             facts = (("share", round(share, 4)), ("usual", share_usual and round(share_usual, 4)), ("lambda", price))
