@@ -13,6 +13,7 @@ from tests.support.streams import chat, message
 from tests.support.wire_replies import BILL, TEXT, USAGE, anthropic, completion, read
 from tierwise import wire
 from tierwise.core.money import Usage
+from tierwise.wire.usage import from_openai
 
 
 @pytest.mark.parametrize(
@@ -36,6 +37,10 @@ from tierwise.core.money import Usage
             ),
         ),
         ({**USAGE, "prompt_cache_hit_tokens": 4}, Usage(input_tokens=6, cached_input_tokens=4, output_tokens=5)),
+        (
+            {**USAGE, "total_tokens": 15, "prompt_cache_hit_tokens": 4},
+            Usage(input_tokens=6, cached_input_tokens=4, output_tokens=5),
+        ),
         (
             {**USAGE, "prompt_tokens_details": {"cache_write_tokens": 4}},
             Usage(input_tokens=6, cache_write_5m_tokens=4, output_tokens=5),
@@ -67,6 +72,32 @@ from tierwise.core.money import Usage
 )
 def test_openai_usage_in_disjoint_buckets(usage: Any, expected: Usage | None) -> None:
     assert read(completion(usage=usage)).usage == expected
+
+
+PART = st.sampled_from((0, 0, 0, 1, 5, 12, None, "5", 5.0, True, [5]))
+DETAILS = st.one_of(
+    st.none(),
+    PART,
+    st.fixed_dictionaries({"cached_tokens": PART, "reasoning_tokens": PART}),
+    st.fixed_dictionaries({"cache_write_tokens": PART, "audio_tokens": PART, "text_tokens": PART}),
+)
+
+
+@given(
+    usage=st.fixed_dictionaries(
+        {
+            "prompt_tokens": st.sampled_from((12, 12, "12")),
+            "completion_tokens": st.sampled_from((5, 5, "5")),
+            "total_tokens": st.sampled_from((17, 17, 17, 17.0, "17", 18, None)),
+            "prompt_tokens_details": DETAILS,
+            "completion_tokens_details": DETAILS,
+        }
+    ),
+    more=st.dictionaries(st.sampled_from(("reasoning_tokens", "prompt_cache_hit_tokens")), PART, max_size=1),
+)
+@settings(max_examples=500, deadline=None)
+def test_usage_of_the_usual_kind_is_read_as_any_other(usage: Any, more: Any) -> None:
+    assert from_openai({**usage, **more}) == from_openai({**usage, **more, "of_no_meaning": 1})
 
 
 @pytest.mark.parametrize(

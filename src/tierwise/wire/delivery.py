@@ -80,14 +80,15 @@ def _answer(reply: Reply) -> Answer:
 def _same(request: Request, reply: Reply, bill: Bill, usage: Usage) -> Json:
     """The provider's reply, each field with its own bytes, but for usage, the model's name and what we had asked for
     ourselves."""
-    fields: Json = dict(raw_fields(reply.body))
+    fields: Json = raw_fields(reply.body)
     if not reply.served:
         fields["model"] = bill.model
     given = msgspec.json.decode(fields["usage"]) if "usage" in fields else None
     if reply.usage is None or type(given) is not dict:
         given = to_anthropic(usage) if reply.wire == "anthropic" else to_openai(usage)
     fields["usage"] = {**given, **billed(bill, usage.estimated)}
-    if b'"logprobs"' in reply.body and not _asked_logprobs(request):
+    told = reply.body.count(b'"logprobs"')
+    if told and told > reply.body.count(b'"logprobs":null') and not _asked_logprobs(request):
         choices = raw_items(fields.get("choices", b"[]"))
         fields["choices"] = [{**choice, "logprobs": _NULL} if "logprobs" in choice else choice for choice in choices]
     return fields

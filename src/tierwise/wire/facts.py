@@ -19,7 +19,7 @@ import numpy as np
 from tierwise.core.episode import ReplyFacts
 from tierwise.core.errors import BadRequest
 from tierwise.core.request import Request
-from tierwise.wire.neutral import Choice, Stop, Text, ToolUse
+from tierwise.wire.neutral import Stop, ToolUse
 from tierwise.wire.schema import valid
 from tierwise.wire.strict import Json, load
 
@@ -42,16 +42,16 @@ _SENTENCE = re.compile(r"[.!?:;,\n]\s")
 _ENCODER = msgspec.json.Encoder(order="deterministic")
 
 
-def facts(choice: Choice, request: Request | None, confidence: float | None, *, compared: bool) -> ReplyFacts:
-    """The facts of the first choice. `request` None: nothing was asked that could be checked."""
-    shown = "".join(block.text for block in choice.blocks if isinstance(block, Text))
-    calls = [block for block in choice.blocks if isinstance(block, ToolUse)]
-    checks = [("complete", choice.stop in COMPLETE), ("nonempty", bool(calls) or bool(shown.strip()))]
-    if request is not None:
+def facts(
+    stop: Stop, shown: str, calls: list[ToolUse], request: Request | None, confidence: float | None, *, compared: bool
+) -> ReplyFacts:
+    """Of the first choice: its text and its calls. `request` None: nothing was asked that could be checked."""
+    checks = [("complete", stop in COMPLETE), ("nonempty", bool(calls or shown.strip()))]
+    if request is not None and (calls or request.prompt.structured != "none"):
         checks.extend(_checks(request, shown, calls))
     return ReplyFacts(
-        stop=choice.stop,
-        characters=len(shown) + sum([len(call.arguments) for call in calls]),
+        stop=stop,
+        characters=len(shown) + sum([len(call.arguments) for call in calls]) if calls else len(shown),
         tool_calls=len(calls),
         confidence=confidence,
         answer_key=answer_key(shown, calls) if compared else "",
@@ -63,8 +63,6 @@ def facts(choice: Choice, request: Request | None, confidence: float | None, *, 
 def _checks(request: Request, shown: str, calls: list[ToolUse]) -> list[tuple[str, bool]]:
     checks: list[tuple[str, bool]] = []
     structured = request.prompt.structured
-    if structured == "none" and not calls:
-        return checks
     tree = msgspec.json.decode(request.body)
     if structured != "none" and not calls:
         value, parsed = _json(shown)

@@ -13,7 +13,7 @@ import msgspec
 
 from tierwise.core.blame import kind_said, said_of
 from tierwise.core.episode import ReplyFacts
-from tierwise.core.money import Usage
+from tierwise.core.money import Service, Usage
 from tierwise.core.request import Request
 from tierwise.wire.chunks import openai_part
 from tierwise.wire.contract import Garbled, Reply
@@ -48,6 +48,8 @@ ANTHROPIC_STOPS: dict[str, Stop] = {
     "refusal": "refusal",
 }
 
+# Of a message with more to say than text: every other one is not searched for it.
+_RICH = frozenset(("reasoning_content", "reasoning", "tool_calls", "function_call"))
 # What keeps a connection alive while a whole reply is being made: blank lines, and comments as in a stream.
 _PREAMBLE = re.compile(rb"\A(?:[ \t\r\n]+|:[^\r\n]*[\r\n])+")
 BROKEN_OFF = "the provider broke the reply off with an error"
@@ -57,7 +59,7 @@ def load_reply(body: bytes, halved: frozenset[str] = frozenset()) -> tuple[Json,
     """A provider's object and its bytes, mended where they hold half a surrogate pair; in the object, text under the
     keys `halved` is left as it came. Raises Garbled."""
     try:
-        if body[:1] == b":" or body[:1].isspace():
+        if body[:1] != b"{" and (body[:1] == b":" or body[:1].isspace()):
             body = _PREAMBLE.sub(b"", body, count=1)
         tree = msgspec.json.decode(body)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
@@ -101,11 +103,21 @@ def _shown(body: bytes) -> str:
 def read_openai(body: bytes, request: Request | None, compared: bool = True) -> Reply:
     """A chat completion. Raises Garbled, with what usage could be read."""
     tree, body = load_reply(body)
-    usage = from_openai(tree.get("usage")) or from_openai(_at(tree, "x_groq", "usage"))
-    answer = openai_answer(tree, usage)
-    reply = _reply("openai_chat", body, answer, request, confidence(_logprobs(tree)), compared)
-    if (service := served_at(tree.get("service_tier"))) is not None:
-        reply = msgspec.structs.replace(reply, service=service)
+    usage = from_openai(tree.get("usage"))
+    if usage is None:
+        usage = from_openai(_at(tree, "x_groq", "usage"))
+    choices, first = _openai_choices(tree, usage), tree["choices"][0]
+    reply = _reply(
+        "openai_chat",
+        body,
+        choices,
+        request,
+        compared,
+        usage=usage,
+        served=_string(tree.get("model")),
+        sure=confidence(_logprobs(first)) if first.get("logprobs") else None,
+        service=served_at(tree.get("service_tier")),
+    )
     if request is None or request.wire != "anthropic":
         return reply
     losses = Losses()
@@ -117,7 +129,8 @@ def read_anthropic(body: bytes, request: Request | None, compared: bool = True) 
     """A message. Raises Garbled, with what usage could be read."""
     tree, body = load_reply(body)
     usage = from_anthropic(tree.get("usage"))
-    reply = _reply("anthropic", body, anthropic_answer(tree, body, usage), request, None, compared)
+    answer = anthropic_answer(tree, body, usage)
+    reply = _reply("anthropic", body, answer.choices, request, compared, usage=usage, served=answer.model)
     if request is None or request.wire != "openai_chat":
         return reply
     losses = Losses()
@@ -144,24 +157,40 @@ def read_embeddings(body: bytes) -> Reply:
 
 
 def _reply(
-    wire: str, body: bytes, answer: Answer, request: Request | None, sure: float | None, compared: bool
+    wire: str,
+    body: bytes,
+    choices: tuple[Choice, ...],
+    request: Request | None,
+    compared: bool,
+    *,
+    usage: Usage | None,
+    served: str,
+    sure: float | None = None,
+    service: Service | None = None,
 ) -> Reply:
-    first = answer.choices[0]
+    first = choices[0]
+    if len(choices) == 1 and len(first.blocks) == 1 and type(only := first.blocks[0]) is Text:  # as nearly all are
+        shown = output = only.text
+        calls: list[ToolUse] = []
+    else:
+        shown = "".join([block.text for block in first.blocks if isinstance(block, Text)])
+        calls = [block for block in first.blocks if isinstance(block, ToolUse)]
+        output = "".join([_all_text(block) for choice in choices for block in choice.blocks])
     return Reply(
         wire=wire,
         body=body,
-        usage=answer.usage,
-        served=answer.model,
-        facts=facts(first, request, sure, compared=compared),
-        text=_spelled(first.blocks),
-        output_text="".join(_all_text(block) for choice in answer.choices for block in choice.blocks),
+        usage=usage,
+        served=served,
+        facts=facts(first.stop, shown, calls, request, sure, compared=compared),
+        text=_spelled(shown, calls) if calls else shown,
+        output_text=output,
+        service=service,
     )
 
 
-def _spelled(blocks: tuple[Block, ...]) -> str:
-    shown = "".join(block.text for block in blocks if isinstance(block, Text))
-    calls = [f"{block.name}({block.arguments})" for block in blocks if isinstance(block, ToolUse)]
-    return "\n".join(([shown] if shown else []) + calls)
+def _spelled(shown: str, calls: list[ToolUse]) -> str:
+    spelled = [f"{call.name}({call.arguments})" for call in calls]
+    return "\n".join([shown, *spelled] if shown else spelled)
 
 
 def _all_text(block: Block) -> str:
@@ -201,6 +230,18 @@ def _fault(tree: Json, usage: Usage | None) -> Garbled | None:
 
 def openai_answer(tree: Json, usage: Usage | None) -> Answer:
     """Raises Garbled when there is no choice with a message."""
+    created = tree.get("created")
+    return Answer(
+        id=_string(tree.get("id")),
+        model=_string(tree.get("model")),
+        choices=_openai_choices(tree, usage),
+        usage=usage,
+        created=int(created) if isinstance(created, (int, float)) and 0 <= created < 2**40 else 0,
+    )
+
+
+def _openai_choices(tree: Json, usage: Usage | None) -> tuple[Choice, ...]:
+    """At least one. Raises Garbled."""
     choices = tree.get("choices")
     if type(choices) is not list or not choices:
         raise _fault(tree, usage) or Garbled("the reply holds no choices", usage)
@@ -209,55 +250,56 @@ def openai_answer(tree: Json, usage: Usage | None) -> Answer:
         message = choice.get("message") if type(choice) is dict else None
         if type(message) is not dict:
             raise Garbled("a choice of the reply holds no message", usage)
-        one = _openai_choice(choice, message, f"{tree.get('id')}:{len(found)}")
+        one = _openai_choice(tree, choice, message, len(found))
         if one.stop == "error":  # OpenRouter, vLLM: half a reply, which is billed, or nothing, which is not
             fault = _fault(choice, usage) or Garbled(BROKEN_OFF, usage)
             raise Garbled(str(fault), usage) if one.blocks else fault
         found.append(one)
-    created = tree.get("created")
-    return Answer(
-        id=_string(tree.get("id")),
-        model=_string(tree.get("model")),
-        choices=tuple(found),
-        usage=usage,
-        created=int(created) if isinstance(created, (int, float)) and 0 <= created < 2**40 else 0,
-    )
+    return tuple(found)
 
 
-def _openai_choice(choice: Json, message: Json, place: str) -> Choice:
-    """`place`: of the choice, for the ids of calls that came without one: no two of a conversation may be alike."""
+def _openai_choice(tree: Json, choice: Json, message: Json, number: int) -> Choice:
     blocks: list[Block] = []
-    reasoning = message.get("reasoning_content") or message.get("reasoning")
-    if type(reasoning) is str:
+    rich = not _RICH.isdisjoint(message)
+    if rich and type(reasoning := message.get("reasoning_content") or message.get("reasoning")) is str:
         blocks.append(Thinking(reasoning))
     content = message.get("content")
-    if type(content) is str and content:
-        blocks.append(Text(content))
+    if type(content) is str:
+        if content:
+            blocks.append(Text(content))
     elif type(content) is list:
         blocks.extend(block for part in content if (block := openai_part(part)) is not None)
-    refusal = _string(message.get("refusal"))
-    if refusal:
+    refusal = message.get("refusal")
+    if refusal and type(refusal) is str:
         blocks.append(Text(refusal))
+    calls = _called(message, f"{tree.get('id')}:{number}") if rich else []
+    reason = choice.get("finish_reason")
+    stop = OPENAI_STOPS.get(reason.lower(), "unknown") if type(reason) is str else "unknown"
+    if calls and stop in ("end", "unknown"):
+        stop = "tool_use"  # Gemini and Ollama say "stop" after a tool call
+    if refusal and stop == "end" and type(refusal) is str:
+        stop = "refusal"
+    return Choice((*blocks, *calls), stop)
+
+
+def _called(message: Json, place: str) -> list[ToolUse]:
+    """`place`: of the choice, for the ids of calls that came without one: no two of a conversation may be alike."""
     calls = message.get("tool_calls")
     calls = list(calls) if type(calls) is list else []
     if type(message.get("function_call")) is dict:
         calls.append({"id": "", "function": message["function_call"]})
+    found: list[ToolUse] = []
     for index, call in enumerate(calls):
         function = call.get("function") or call.get("custom") if type(call) is dict else None
         if type(function) is dict:
-            blocks.append(
+            found.append(
                 ToolUse(
                     _string(call.get("id")) or safe_id(f"{place}:{index}"),
                     _string(function.get("name")),
                     _arguments(function.get("arguments", function.get("input"))),
                 )
             )
-    stop = OPENAI_STOPS.get(_string(choice.get("finish_reason")).lower(), "unknown")
-    if calls and stop in ("end", "unknown") and any(isinstance(block, ToolUse) for block in blocks):
-        stop = "tool_use"  # Gemini and Ollama say "stop" after a tool call
-    if refusal and stop == "end":
-        stop = "refusal"
-    return Choice(tuple(blocks), stop)
+    return found
 
 
 def _arguments(value: Any) -> str:
@@ -266,9 +308,8 @@ def _arguments(value: Any) -> str:
     return msgspec.json.encode(value).decode() if value is not None else ""  # some local servers send an object
 
 
-def _logprobs(tree: Json) -> list[float]:
-    """Of the first choice's tokens."""
-    content = _at(tree["choices"][0], "logprobs", "content") if tree.get("choices") else None
+def _logprobs(choice: Json) -> list[float]:
+    content = _at(choice, "logprobs", "content")
     if type(content) is not list:
         return []
     return [one["logprob"] for one in content if type(one) is dict and type(one.get("logprob")) in (float, int)]

@@ -14,6 +14,9 @@ MAX_HIDDEN_TOKENS = 262_144
 CHARACTERS_PER_TOKEN = 4  # the usual rule of thumb, for counts marked as estimated only
 
 Json = dict[str, Any]
+_USUAL = frozenset(
+    ("prompt_tokens", "completion_tokens", "total_tokens", "prompt_tokens_details", "completion_tokens_details")
+)
 
 
 def count(value: Any) -> int | None:
@@ -32,7 +35,12 @@ def count(value: Any) -> int | None:
 def _detail(tree: Any, key: str) -> int:
     """A part of a bucket: 0 unless it is there and believable."""
     value = tree.get(key) if type(tree) is dict else None
-    return 0 if value is None else count(value) or 0
+    return (count(value) or 0) if value else 0
+
+
+def _says(details: Any) -> bool:
+    """Whether some part of a bucket may be above zero."""
+    return type(details) is dict and any(details.values())
 
 
 def from_openai(tree: Any) -> Usage | None:
@@ -45,6 +53,8 @@ def from_openai(tree: Any) -> Usage | None:
     if prompt is None or completion is None or prompt + completion == 0:
         return None
     read, wrote = tree.get("prompt_tokens_details"), tree.get("completion_tokens_details")
+    if tree.keys() <= _USUAL and tree.get("total_tokens") == prompt + completion and not (_says(read) or _says(wrote)):
+        return Usage(input_tokens=prompt, output_tokens=completion)  # as of most calls: nothing inside, nothing hidden
     cached = written = heard = spoken = reasoning = 0
     if read is not None:
         cached, written = _detail(read, "cached_tokens"), _detail(read, "cache_write_tokens")
