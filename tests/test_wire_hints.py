@@ -182,3 +182,18 @@ def test_without_an_id_a_conversation_is_known_by_its_beginning() -> None:
     long = read("openai_chat", {**CHAT, "user": "é" * 1000}).hints.session
     assert long is not None
     assert len(long) <= 256
+
+
+def test_what_tells_conversations_and_steps_apart_outlives_an_upgrade() -> None:
+    asked = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Wie groß ist 5 €? " * 400}]
+    call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+    shot = {"type": "image_url", "image_url": {"url": "data:image/png;base64," + "A" * 3_000}}
+    result = [{"type": "text", "text": "done"}, shot]
+    done = [
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "c", "content": result},
+    ]
+    first, next = (read("openai_chat", {**CHAT, "messages": all}) for all in (asked, asked + done))
+    assert first.hints.session == next.hints.session == "auto-3a40dfe0e21e4223b6d84e73"
+    assert first.prompt.tail_hash == "4285c81821daf540b6ee20b8"
+    assert next.prompt.tail_hash == "e47af958bb05609c064a4aa1"

@@ -255,6 +255,21 @@ def test_embedding_inputs_of_every_kind_are_read(input: Any) -> None:
     assert not request.stream
 
 
+def test_of_two_things_wrong_the_same_is_named_wherever_they_stand() -> None:
+    wrong = {"logit_bias": [], "top_p": 5, "stop": 5, "stream_options": 1, "tools": 1}
+    for fields in (wrong, dict(reversed(wrong.items()))):
+        assert refused("openai_chat", {**CHAT, **fields}).param == "top_p"
+    assert refused("openai_chat", {**CHAT, **wrong, "n": 0}).param == "n"
+
+
+def test_blanks_around_a_body_are_nothing_and_anything_else_is_refused() -> None:
+    plain = json.dumps(CHAT).encode()
+    for body in (plain + b"\n", plain + b" \t\r\n", b"\r\n\t " + plain + b" "):
+        assert read("openai_chat", body).prompt == read("openai_chat", plain + b" " * (len(body) - len(plain))).prompt
+    for body in (plain + b"\x0b", plain + b"\n,", plain + b"\n" + plain, b"\x0b" + plain, plain + "\u00a0".encode()):
+        assert "not valid JSON" in refused("openai_chat", body).message
+
+
 def test_unknown_fields_of_others_pass() -> None:
     assert read("openai_chat", {**CHAT, "frobnicate": {"a": 1}, "metadata": {"team": "x"}}).model == "auto"
     assert read("anthropic", {**MESSAGE, "mcp_servers": [], "frobnicate": 1}).model == "auto"

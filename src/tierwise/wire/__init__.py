@@ -76,7 +76,7 @@ def _to_openai(request: Request, provider: Provider, shape: Shape) -> Sent:
         if shape.logprobs:
             tree["logprobs"] = True
         body = msgspec.json.encode(tree)
-    return Sent(path="chat/completions", body=body, lost=tuple(dict.fromkeys(lost)))
+    return Sent(path="chat/completions", body=body, lost=tuple(dict.fromkeys(lost)) if lost else ())
 
 
 def _to_anthropic(request: Request, shape: Shape) -> Sent:
@@ -90,7 +90,7 @@ def _to_anthropic(request: Request, shape: Shape) -> Sent:
         if shape.stream:
             tree["stream"] = True
         body = msgspec.json.encode(tree)
-    return Sent(path="messages", body=body, headers=tuple(headers), lost=tuple(dict.fromkeys(lost)))
+    return Sent(path="messages", body=body, headers=tuple(headers), lost=tuple(dict.fromkeys(lost)) if lost else ())
 
 
 def _with_drafts(talk: Conversation, shape: Shape) -> Conversation:

@@ -26,6 +26,7 @@ PAYER_KEYS = frozenset(("key", "user", "team", "organisation", "organization", "
 # In this order, as sent by clients that know nothing of us. Headers are lower case here.
 SESSION_FIELDS = ("session_id", "prompt_cache_key")
 SESSION_HEADERS = ("x-session-id", "x-claude-code-session-id", "x-litellm-session-id", "helicone-session-id")
+_SESSION_FIELDS, _SESSION_HEADERS = frozenset(SESSION_FIELDS), frozenset(SESSION_HEADERS)
 
 _LATENCY: tuple[str, ...] = get_args(LatencyClass)
 _CRITICALITY: tuple[str, ...] = get_args(Criticality)
@@ -46,11 +47,12 @@ def read_hints(tree: Json, headers: dict[str, str], turns: list[Turn]) -> Hints:
         _read_object(metadata["tierwise"], "metadata.tierwise", found)
     if "tierwise" in tree:
         _read_object(tree["tierwise"], "tierwise", found)
-    for name in headers:
-        if name.startswith(PREFIX):
-            key = name[len(PREFIX) :].replace("-", "_")
-            field, value = _hint(key, headers[name].strip(), name, header=True)
-            found[field] = value
+    if PREFIX in " ".join(headers):  # one look at all of them: most requests have none
+        for name in headers:
+            if name.startswith(PREFIX):
+                key = name[len(PREFIX) :].replace("-", "_")
+                field, value = _hint(key, headers[name].strip(), name, header=True)
+                found[field] = value
     if "session" not in found:
         found["session"] = _session(tree, headers, metadata, turns)
     return Hints(**found)
@@ -171,25 +173,26 @@ def _labels(value: Any, where: str) -> tuple[tuple[str, str], ...]:
 
 
 def _session(tree: Json, headers: dict[str, str], metadata: Any, turns: list[Turn]) -> str:
-    for field in SESSION_FIELDS:
-        if type(value := tree.get(field)) is str and value:
-            return _short(value)
-    for name in SESSION_HEADERS:
-        if value := headers.get(name):
-            return _short(value)
+    if not (_SESSION_FIELDS.isdisjoint(tree) and _SESSION_HEADERS.isdisjoint(headers)):
+        for field in SESSION_FIELDS:
+            if type(value := tree.get(field)) is str and value:
+                return _short(value)
+        for name in SESSION_HEADERS:
+            if value := headers.get(name):
+                return _short(value)
     if type(metadata) is dict and type(value := metadata.get("user_id")) is str and value:
         return _person(value)
     if type(value := tree.get("user")) is str and value:
         return _person(value)
     # Every later request of the conversation begins in the same way, so it finds the same session.
-    digest = hashlib.blake2b(digest_size=12)
+    beginning = ""
     for turn in turns:
-        if turn.role == "system" or turn.role == "user":
-            digest.update(turn.text[:MAX_BEGINNING].encode())
-            digest.update(b"\0%d\0" % len(turn.text))
-            if turn.role == "user":
+        role, text = turn.role, turn.text
+        if role == "user" or role == "system":
+            beginning += f"{text[:MAX_BEGINNING]}\0{len(text)}\0"
+            if role == "user":
                 break
-    return "auto-" + digest.hexdigest()
+    return "auto-" + hashlib.blake2b(beginning.encode(), digest_size=12).hexdigest()
 
 
 def _person(value: str) -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -12,6 +14,7 @@ from tierwise.core.money import Service
 from tierwise.core.request import Prompt, Request, Structure, Turn
 from tierwise.wire import faults
 from tierwise.wire.hints import read_hints
+from tierwise.wire.passthrough import CEILINGS
 from tierwise.wire.strict import (
     MAX_N,
     MAX_TOKENS,
@@ -53,6 +56,7 @@ FIELDS = frozenset(
 )  # fmt: skip
 # What a service tier is billed as; "auto" and "default" are the standard price.
 SERVICES: dict[str | None, Service] = {"flex": "flex", "priority": "priority", "fast": "priority"}
+_TOOLS = frozenset(("tools", "functions", "tool_choice", "function_call"))
 _ENCODER = msgspec.json.Encoder(order="sorted")
 
 
@@ -90,12 +94,10 @@ class Tally:
     def tail_hash(self) -> str:
         """Of what the model did last and what came of it: equal as long as it does the same to the same end. Words
         around a call of a tool count for nothing, for they differ each time."""
-        digest = hashlib.blake2b(digest_size=12)
         after = self.turns[(self.replied or 0) + bool(self.calls) :]
-        for part in (*self.calls, "", *[turn.text for turn in after], "", *map(_sampled, self.media)):
-            digest.update(part.encode("utf-8", "surrogatepass"))
-            digest.update(b"\0%d\0" % len(part))
-        return digest.hexdigest()
+        parts = (*self.calls, "", *[turn.text for turn in after], "", *map(_sampled, self.media))
+        told = "".join([f"{part}\0{len(part)}\0" for part in parts])
+        return hashlib.blake2b(told.encode("utf-8", "surrogatepass"), digest_size=12).hexdigest()
 
     def prompt(self, **known: Any) -> Prompt:
         """What was counted, with what is known of the rest of the body."""
@@ -130,13 +132,11 @@ class OpenAIChat:
         model = model_name(tree)
         tally = Tally()
         for index, message in enumerate(messages(tree)):
-            _message(message, f"messages[{index}]", tally)
+            _message(message, index, tally)
         max_tokens = _ceiling(tree)
         n = whole(tree, "n", 1, MAX_N) or 1
         stream = flag(tree, "stream")
-        want_usage = False
-        if len(tree) > 2:
-            want_usage = _options(tree) and stream
+        want_usage = _options(tree) and stream
         tools, forced = _tools(tree)
         structured, schema_hash = _response_format(tree)
         prompt = tally.prompt(
@@ -172,7 +172,13 @@ def hash_schema(schema: Any) -> str:
     return hashlib.sha256(_ENCODER.encode(schema)).hexdigest()[:16]
 
 
-def _message(message: Any, at: str, tally: Tally) -> None:
+def _message(message: Any, index: int, tally: Tally) -> None:
+    if type(message) is dict:
+        role, content = message.get("role"), message.get("content")
+        if type(content) is str and (role == "user" or role == "system"):  # as most are: there is no more to them
+            tally.turns.append(Turn(role, content))
+            return
+    at = f"messages[{index}]"
     record(message, at)
     role = message.get("role")
     if type(role) is not str or (mapped := ROLES.get(role)) is None:
@@ -255,6 +261,8 @@ def _calls(message: Json, at: str, tally: Tally) -> None:
 
 
 def _ceiling(tree: Json) -> int | None:
+    if CEILINGS.isdisjoint(tree):
+        return None
     old = whole(tree, "max_tokens", 1, MAX_TOKENS)
     new = whole(tree, "max_completion_tokens", 1, MAX_TOKENS)
     if old is not None and new is not None and old != new:
@@ -262,29 +270,51 @@ def _ceiling(tree: Json) -> int | None:
     return new if new is not None else old
 
 
+def _stop(tree: Json, key: str) -> None:
+    if (stop := tree.get(key)) is None:
+        return
+    many = [stop] if type(stop) is str else items(stop, key)
+    if len(many) > MAX_STOP:
+        raise bad(key, f"must hold at most {MAX_STOP} sequences, not {len(many)}")
+    for index, one in enumerate(many):
+        if len(text(one, f"{key}[{index}]")) > MAX_STOP_CHARACTERS:
+            raise bad(f"{key}[{index}]", f"must be at most {MAX_STOP_CHARACTERS} characters")
+
+
+def _text(tree: Json, key: str) -> None:
+    if (value := tree.get(key)) is not None:
+        text(value, key)
+
+
+def _record(tree: Json, key: str) -> None:
+    if (value := tree.get(key)) is not None:
+        record(value, key)
+
+
+# What the fields must be of which we read nothing more; of several that are wrong the first in this order is named.
+_CHECKS: dict[str, Callable[[Json, str], object]] = {
+    "temperature": partial(number, low=0, high=2),
+    "top_p": partial(number, low=0, high=1),
+    "presence_penalty": partial(number, low=-2, high=2),
+    "frequency_penalty": partial(number, low=-2, high=2),
+    "seed": partial(whole, low=-(2**63), high=2**63 - 1),
+    "top_logprobs": partial(whole, low=0, high=20),
+    "logprobs": flag,
+    "parallel_tool_calls": flag,
+    "stop": _stop,
+    "user": _text,
+    "reasoning_effort": _text,
+    "service_tier": _text,
+    "metadata": _record,
+    "logit_bias": _record,
+}
+_PLACES = {key: place for place, key in enumerate(_CHECKS)}
+
+
 def _options(tree: Json) -> bool:
-    """Checks the sampling fields. Returns whether the caller wants the usage chunk."""
-    number(tree, "temperature", 0, 2)
-    number(tree, "top_p", 0, 1)
-    number(tree, "presence_penalty", -2, 2)
-    number(tree, "frequency_penalty", -2, 2)
-    whole(tree, "seed", -(2**63), 2**63 - 1)
-    whole(tree, "top_logprobs", 0, 20)
-    flag(tree, "logprobs")
-    flag(tree, "parallel_tool_calls")
-    if (stop := tree.get("stop")) is not None:
-        many = [stop] if type(stop) is str else items(stop, "stop")
-        if len(many) > MAX_STOP:
-            raise bad("stop", f"must hold at most {MAX_STOP} sequences, not {len(many)}")
-        for index, one in enumerate(many):
-            if len(text(one, f"stop[{index}]")) > MAX_STOP_CHARACTERS:
-                raise bad(f"stop[{index}]", f"must be at most {MAX_STOP_CHARACTERS} characters")
-    for key in ("user", "reasoning_effort", "service_tier"):
-        if (value := tree.get(key)) is not None:
-            text(value, key)
-    for key in ("metadata", "logit_bias"):
-        if (value := tree.get(key)) is not None:
-            record(value, key)
+    """Checks the fields that are passed on as they are. Returns whether the caller wants the usage chunk."""
+    for key in sorted(_CHECKS.keys() & tree.keys(), key=_PLACES.__getitem__):
+        _CHECKS[key](tree, key)
     if (options := tree.get("stream_options")) is None:
         return False
     return flag(record(options, "stream_options"), "include_usage", "stream_options.include_usage")
@@ -292,6 +322,8 @@ def _options(tree: Json) -> bool:
 
 def _tools(tree: Json) -> tuple[tuple[str, ...], bool]:
     """The names of the tools, and whether the reply must call one."""
+    if _TOOLS.isdisjoint(tree):
+        return (), False
     names: list[str] = []
     for index, tool in enumerate(items([] if tree.get("tools") is None else tree["tools"], "tools")):
         where = f"tools[{index}]"

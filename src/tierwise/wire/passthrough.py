@@ -15,6 +15,7 @@ from tierwise.wire.contract import Shape
 from tierwise.wire.strict import raw_fields
 
 Raw = msgspec.Raw
+CEILINGS = frozenset(("max_tokens", "max_completion_tokens"))
 ANTHROPIC_VERSION = ("anthropic-version", "2023-06-01")
 _TRUE = Raw(b"true")
 _USAGE_WANTED = Raw(b'{"include_usage":true}')
@@ -83,6 +84,8 @@ def _common(fields: dict[str, Raw], shape: Shape) -> None:
 
 def _ceiling(fields: dict[str, Raw], field: str, ceiling: int | None) -> None:
     """The caller's ceiling, or ours, under the name that this provider knows."""
+    if ceiling is None and CEILINGS.isdisjoint(fields):
+        return
     old, new = fields.pop("max_tokens", None), fields.pop("max_completion_tokens", None)
     value = new if new is not None and bytes(new) != b"null" else old
     if ceiling is not None:

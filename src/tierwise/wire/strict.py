@@ -69,13 +69,14 @@ def _constant(text: str) -> NoReturn:
 
 
 _DECODER = json.JSONDecoder(object_pairs_hook=_pairs, parse_float=_float, parse_int=_int, parse_constant=_constant)
+_BLANKS = " \t\n\r"  # that may stand around JSON
 _RAW_DECODER = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
 def load(body: bytes) -> Json:
     """The body as a tree. Raises BadRequest, without a param, for anything but one strict JSON object."""
     try:
-        tree = _DECODER.decode(body.decode())
+        tree = _tree(body.decode())
         if body.find(b"\\") >= 0 and (b"\\ud" in body or b"\\uD" in body):
             json.dumps(tree, ensure_ascii=False).encode()
     except UnicodeEncodeError:
@@ -100,6 +101,15 @@ def load(body: bytes) -> Json:
     if _brackets(body) > MAX_DEPTH and _deeper(tree, MAX_DEPTH):
         raise BadRequest(f"The body is nested more than {MAX_DEPTH} levels deep.")
     return tree
+
+
+def _tree(text: str) -> Any:
+    """As the decoder's own `decode`, which looks for blanks around every body."""
+    if text[:1] == "{":
+        tree, end = _DECODER.raw_decode(text)
+        if end == len(text) or not text[end:].strip(_BLANKS):
+            return tree
+    return _DECODER.decode(text)
 
 
 def _brackets(body: bytes) -> int:
@@ -231,28 +241,29 @@ def did_you_mean(value: Any, known: Collection[str]) -> str:
 
 def model_name(tree: Json) -> str:
     value = tree.get("model")
+    if type(value) is str and 0 < len(value) <= 256 and value.isprintable():
+        return value
     if value is None:
         raise bad("model", "is missing; 'auto' lets Tierwise choose")
-    name = text(value, "model", empty=False)
-    if len(name) > 256 or not name.isprintable():
-        raise bad("model", "must be a printable name of at most 256 characters")
-    return name
+    text(value, "model", empty=False)
+    raise bad("model", "must be a printable name of at most 256 characters")
 
 
 def messages(tree: Json) -> list[Any]:
     value = tree.get("messages")
+    if type(value) is list and 0 < len(value) <= MAX_MESSAGES:
+        return value
     if value is None:
         raise bad("messages", "is missing")
-    found = items(value, "messages")
-    if not found:
+    if not items(value, "messages"):
         raise bad("messages", "must hold at least one message")
-    if len(found) > MAX_MESSAGES:
-        raise bad("messages", f"must hold at most {MAX_MESSAGES} messages")
-    return found
+    raise bad("messages", f"must hold at most {MAX_MESSAGES} messages")
 
 
 def no_hosts(tree: Json, known: frozenset[str]) -> None:
     """Refuse every field by which a caller would choose where a call goes or with which key."""
+    if tree.keys() <= known:
+        return
     for key in tree:
         if key not in known and key.replace("_", "").replace("-", "").replace(".", "").lower() in HOST_FIELDS:
             raise bad(
