@@ -54,6 +54,22 @@ async def test_a_head_that_comes_too_slowly_is_refused(tmp_path: Path, monkeypat
         assert heard.startswith(b"HTTP/1.1 408"), heard[:200]
 
 
+async def test_a_head_that_came_in_pieces_and_ended_in_time_is_late_no_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the last piece holds the whole body, so that there is no moment between the two."""
+    monkeypatch.setattr(protocol, "HEAD_S", 0.5)
+    async with FakeUpstream() as one, Gateway(tmp_path, world(one)) as gateway:
+        reader, writer = await asyncio.open_connection("127.0.0.1", int(gateway.url.rsplit(":", 1)[1]))
+        writer.write(HEAD)
+        await asyncio.sleep(0.1)
+        writer.write(b"content-length: %d\r\n\r\n" % len(BODY) + BODY)
+        assert (await asyncio.wait_for(reader.read(65_536), 20)).startswith(b"HTTP/1.1 200")
+        with pytest.raises(TimeoutError):
+            raise AssertionError(await asyncio.wait_for(reader.read(65_536), 0.8))
+        writer.close()
+
+
 async def test_an_offer_of_http_2_is_declined_and_the_request_served(tmp_path: Path) -> None:
     offer = b"connection: Upgrade, HTTP2-Settings\r\nupgrade: h2c\r\nhttp2-settings: AAMAAABkAARAAAAAAAIAAAAA\r\n"
     async with FakeUpstream() as one, Gateway(tmp_path, world(one)) as gateway:

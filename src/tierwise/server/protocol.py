@@ -86,12 +86,13 @@ class Protocol(HttpToolsProtocol):
             data = _without_offers(data)
         self._head_bytes += len(data)
         super().data_received(data)
-        if not self._in_head:
+        if self._in_head and self._head_bytes:  # a head has begun and has not ended
+            if self._head_bytes > HEAD_BYTES:
+                self._refuse(b"431 Request Header Fields Too Large", f"the head is above {HEAD_BYTES} bytes")
+            elif self._head_timer is None:
+                self._head_timer = self.loop.call_later(HEAD_S, self._late)
+        elif self._head_timer is not None:
             self._disarm()
-        elif self._head_bytes > HEAD_BYTES:
-            self._refuse(b"431 Request Header Fields Too Large", f"the head is above {HEAD_BYTES} bytes")
-        elif self._head_timer is None and self._head_bytes:
-            self._head_timer = self.loop.call_later(HEAD_S, self._late)
 
     def on_message_begin(self) -> None:
         self._in_head = True
