@@ -185,6 +185,22 @@ def test_roles_come_in_turn_and_no_text_is_empty(messages: list[Any], expected: 
     sdk_accepts(body, "anthropic")
 
 
+def test_a_system_message_with_a_picture_keeps_it_inside_the_conversation_and_loses_it_by_name_before() -> None:
+    shown = [{"type": "image_url", "image_url": {"url": "https://x/y.png"}}, {"type": "text", "text": "Use this."}]
+    system = {"role": "system", "content": shown}
+    body, lost = sent(chat(messages=[USER, system]), ANTHROPIC)
+    assert [block.get("text", block["type"]) for block in body["messages"][0]["content"]] == [
+        "Hi",
+        "image",
+        "System instruction: Use this.",
+    ]
+    assert not any("images" in words for words in lost)
+    sdk_accepts(body, "anthropic")
+    body, lost = sent(chat(messages=[system, USER]), ANTHROPIC)
+    assert body["system"] == "Use this."
+    assert any("images" in words for words in lost)
+
+
 def test_a_conversation_with_no_text_at_all_is_refused() -> None:
     with pytest.raises(BadRequest, match="messages"):
         sent(chat(messages=[{"role": "user", "content": " "}]), ANTHROPIC)

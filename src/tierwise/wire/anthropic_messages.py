@@ -28,14 +28,18 @@ def rendered_messages(messages: tuple[Message, ...], lost: list[str]) -> tuple[l
     leading = 0
     while leading < len(messages) and messages[leading].role == "system":
         leading += 1
-    system = [block for message in messages[:leading] for block in _blocks(message, lost) if block["type"] == "text"]
+    begun = [block for message in messages[:leading] for block in _blocks(message, lost)]
+    system = [block for block in begun if block["type"] == "text"]
+    if len(system) < len(begun):
+        lost.append("messages: an Anthropic system prompt holds text only, so its images and files were left out")
     turns: list[Json] = []
     for message in messages[leading:]:
         role, blocks = message.role, _blocks(message, lost)
         if role == "system":
             role = "user"
             for block in blocks:
-                block["text"] = f"System instruction: {block['text']}"
+                if block["type"] == "text":
+                    block["text"] = f"System instruction: {block['text']}"
             lost.append("messages: a system message inside the conversation was sent as words of the user")
         if blocks and turns and turns[-1]["role"] == role:
             turns[-1]["content"].extend(blocks)
