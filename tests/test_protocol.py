@@ -7,12 +7,16 @@ import json
 import re
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
+from uvicorn import Config
+from uvicorn.server import ServerState
 
 from tests.support.gateway import Gateway, world
 from tests.support.upstream import FakeUpstream
 from tierwise.server import protocol
+from tierwise.server.http import TAKE
 
 BODY = json.dumps({"model": "auto", "messages": [{"role": "user", "content": "Hello"}]}).encode()
 HEAD = b"POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
@@ -68,6 +72,40 @@ async def test_a_head_that_came_in_pieces_and_ended_in_time_is_late_no_more(
         with pytest.raises(TimeoutError):
             raise AssertionError(await asyncio.wait_for(reader.read(65_536), 0.8))
         writer.close()
+
+
+async def test_who_asks_whether_to_go_on_is_told_so_also_with_the_body_here(tmp_path: Path) -> None:
+    async with FakeUpstream() as one, Gateway(tmp_path, world(one)) as gateway:
+        head = HEAD + b"expect: 100-continue\r\ncontent-length: %d\r\n\r\n" % len(BODY)
+        reader, writer = await asyncio.open_connection("127.0.0.1", int(gateway.url.rsplit(":", 1)[1]))
+        writer.write(head + BODY)
+        assert await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 20) == b"HTTP/1.1 100 Continue\r\n\r\n"
+        assert (await asyncio.wait_for(reader.readline(), 20)).startswith(b"HTTP/1.1 200")
+        writer.close()
+
+
+async def test_a_long_body_is_taken_whole_and_its_callers_leaving_seen_from_then_on() -> None:
+    """Reading pauses in the middle of such a body, and who does not read does not see who leaves."""
+    taken: list[bytes | None] = []
+    paused: list[bool] = []
+
+    async def app(scope: dict[str, Any], receive: Any, send: Any) -> None:
+        taken.append(scope[TAKE]())
+        paused.append(connection.flow.read_paused)
+        await send({"type": "http.response.start", "status": 204, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    transport = Mock(asyncio.Transport)
+    transport.is_closing.return_value = False
+    transport.get_extra_info.return_value = None
+    connection = protocol.Protocol(Config(app, ws="none", log_config=None), ServerState(), {})
+    connection.connection_made(transport)
+    body = b"a" * 100_000
+    connection.data_received(HEAD + b"content-length: %d\r\n\r\n" % len(body) + body)
+    assert connection.flow.read_paused
+    await asyncio.sleep(0.01)
+    assert (taken, paused) == ([body], [False])
+    connection.connection_lost(None)
 
 
 async def test_an_offer_of_http_2_is_declined_and_the_request_served(tmp_path: Path) -> None:

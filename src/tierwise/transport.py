@@ -14,7 +14,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from tierwise.core.errors import Closed
-from tierwise.server.http import BODY_IS_HERE, CALLER, Caller
+from tierwise.server.http import CALLER, TAKE, Caller
 
 if TYPE_CHECKING:
     from tierwise.server.app import App
@@ -28,13 +28,12 @@ class _Exchange:
     """One request through the application, and its reply as it comes."""
 
     def __init__(self, app: App, scope: dict[str, Any], body: bytes) -> None:
-        self._body = body
         self._caller = Caller()
         self._broken = False
         self._head: asyncio.Future[tuple[int, list[tuple[bytes, bytes]]]] = asyncio.get_running_loop().create_future()
         self._pieces: asyncio.Queue[bytes | None] = asyncio.Queue(_PIECES)
         self._task = asyncio.get_running_loop().create_task(
-            self._run(app, {**scope, CALLER: self._caller, BODY_IS_HERE: True})
+            self._run(app, {**scope, CALLER: self._caller, TAKE: lambda: body})
         )
 
     async def _run(self, app: App, scope: dict[str, Any]) -> None:
@@ -51,7 +50,7 @@ class _Exchange:
                 await self._pieces.put(None)
 
     async def _receive(self) -> dict[str, Any]:
-        return {"type": "http.request", "body": self._body, "more_body": False}
+        return {"type": "http.disconnect"}  # the body was taken, and nothing comes after it
 
     async def _send(self, message: Any) -> None:
         if message["type"] == "http.response.start":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import time
 from collections.abc import Awaitable, Callable
@@ -111,7 +112,8 @@ class App:
             return
         path, dialect = _path(scope["path"])
         try:
-            await self._serve(scope, path, receive, send)
+            door, call = await self._admit(scope, path, receive, send)
+            await door(self, call)
         except Gone:
             return
         except RequestError as error:
@@ -125,7 +127,8 @@ class App:
                 send, wire.codec(dialect), RequestError("internal error; the log says more", code="internal")
             )
 
-    async def _serve(self, scope: Scope, path: str, receive: Receive, send: Send) -> None:
+    async def _admit(self, scope: Scope, path: str, receive: Receive, send: Send) -> tuple[Handler, Call]:
+        """The door that this request leads to, and what is carried through it. Raises RequestError and Gone."""
         door, tail, known = _door(scope["method"], path)
         if door is None:
             if known:
@@ -143,7 +146,7 @@ class App:
         check_route(identity, path.removesuffix(tail))
         body = await read_body(scope, headers, receive, self.body_limit_bytes) if scope["method"] == "POST" else b""
         query = scope.get("query_string", b"")
-        await door(self, Call(path, headers, body, identity, scope[CALLER], send, tail, query, scope.get(WHOLE)))
+        return door, Call(path, headers, body, identity, scope[CALLER], send, tail, query, scope.get(WHOLE))
 
     async def fail(self, send: Send, codec: Codec, error: RequestError, more: Headers | None = None) -> None:
         headers: Headers = [JSON, *(more or [])]
@@ -244,16 +247,16 @@ def explained(found: Explanation, more: dict[str, Any]) -> dict[str, Any]:
 # ------------------------------------------------------------------------------------------------ the other doors
 
 
-async def _chat(app: App, call: Call) -> None:
-    await app.model(call, "openai_chat")
+def _chat(app: App, call: Call) -> Awaitable[None]:
+    return app.model(call, "openai_chat")
 
 
-async def _messages(app: App, call: Call) -> None:
-    await app.model(call, "anthropic")
+def _messages(app: App, call: Call) -> Awaitable[None]:
+    return app.model(call, "anthropic")
 
 
-async def _embeddings(app: App, call: Call) -> None:
-    await app.model(call, "openai_embeddings")
+def _embeddings(app: App, call: Call) -> Awaitable[None]:
+    return app.model(call, "openai_embeddings")
 
 
 async def _count(app: App, call: Call) -> None:
@@ -401,6 +404,7 @@ DOORS: dict[tuple[str, str], Handler] = {
 }
 
 
+@functools.lru_cache(maxsize=64)
 def _path(path: str) -> tuple[str, str]:
     """The path without any leading /v1 (clients add one, two or none), and the dialect that its errors speak. A base
     URL that ends in a slash makes two of one."""

@@ -19,11 +19,13 @@ Send = Callable[[Message], Awaitable[None]]
 Headers = list[tuple[bytes, bytes]]
 # Sends a whole reply, of status, headers and body, at once; False: not now, `reply` it.
 Whole = Callable[[int, Headers, bytes], bool]
+# The whole body at once; None: it is not here, `receive` it.
+Take = Callable[[], bytes | None]
 
 # What our protocol adds to a scope.
 CALLER = "tierwise.caller"
 WHOLE = "tierwise.whole"
-BODY_IS_HERE = "tierwise.body_is_here"
+TAKE = "tierwise.take"
 # A caller that sends its body slower than this is not a slow caller.
 BODY_DEADLINE_S = 30.0
 JSON = (b"content-type", b"application/json")
@@ -41,13 +43,16 @@ def headers_of(scope: Scope) -> dict[str, str]:
 
     Raises BadRequest without exactly one sound Host (HTTP/1.0 may do without): the parser lets others pass, and what
     two readers may take for two different requests is nobody's request."""
-    found: dict[str, str] = {}
-    hosts = 0
-    for name, value in scope["headers"]:
-        found.setdefault(name.decode("latin-1"), value.decode("latin-1"))
-        hosts += name == b"host"
-    missing = hosts == 0 and scope.get("http_version") != "1.0"
-    if missing or hosts > 1 or not _HOST.fullmatch(found.get("host", "none")):
+    headers = scope["headers"]
+    found = {name.decode("latin-1"): value.decode("latin-1") for name, value in headers}
+    twice = False
+    if len(found) < len(headers):
+        found.update((name.decode("latin-1"), value.decode("latin-1")) for name, value in reversed(headers))
+        twice = sum(name == b"host" for name, _ in headers) > 1
+    host = found.get("host")
+    if host is None and scope.get("http_version") == "1.0":
+        return found
+    if host is None or twice or not _HOST.fullmatch(host):
         raise BadRequest("give exactly one Host header, as a name with or without a port", code="bad_host")
     return found
 
@@ -64,21 +69,20 @@ async def read_body(scope: Scope, headers: dict[str, str], receive: Receive, lim
     declared = headers.get("content-length", "")
     if declared.isdigit() and int(declared) > limit:
         raise too_large(limit)
-    if scope.get(BODY_IS_HERE):  # nothing to wait for: no timer is set up
-        pieces = await _pieces(receive, limit)
-    else:
+    take: Take | None = scope.get(TAKE)
+    body = take() if take is not None else None
+    if body is None:
         try:
             async with asyncio.timeout(BODY_DEADLINE_S):
-                pieces = await _pieces(receive, limit)
+                body = await _received(receive, limit)
         except TimeoutError:
             raise RequestError("the body did not arrive in time", code="body_timeout", status=408) from None
-    body = pieces[0] if len(pieces) == 1 else b"".join(pieces)
     if len(body) > limit:
         raise too_large(limit)
     return body
 
 
-async def _pieces(receive: Receive, limit: int) -> list[bytes]:
+async def _received(receive: Receive, limit: int) -> bytes:
     """The body, or as much of it as shows that it is too large."""
     pieces: list[bytes] = []
     size, more = 0, True
@@ -89,7 +93,7 @@ async def _pieces(receive: Receive, limit: int) -> list[bytes]:
         pieces.append(message.get("body", b""))
         size += len(pieces[-1])
         more = message.get("more_body", False)
-    return pieces
+    return b"".join(pieces)
 
 
 def too_large(limit: int) -> BadRequest:
@@ -127,26 +131,16 @@ class Caller:
     """Whether the other end of a connection is still there. ASGI says so only to a task that does nothing but listen;
     our protocol knows, and puts this into the scope."""
 
-    __slots__ = ("_watchers", "gone")
+    __slots__ = ("gone", "watchers")
 
     def __init__(self) -> None:
         self.gone = False
-        self._watchers: set[WhileConnected] = set()
-
-    def watch(self, watcher: WhileConnected) -> None:
-        """Its `leave` is called when the caller goes; soon, when it has gone."""
-        if self.gone:
-            asyncio.get_running_loop().call_soon(watcher.leave)
-        else:
-            self._watchers.add(watcher)
-
-    def unwatch(self, watcher: WhileConnected) -> None:
-        self._watchers.discard(watcher)
+        self.watchers: set[WhileConnected] = set()  # whose `leave` is called when the caller goes
 
     def left(self) -> None:
         self.gone = True
-        while self._watchers:
-            self._watchers.pop().leave()
+        while self.watchers:
+            self.watchers.pop().leave()
 
 
 class WhileConnected:
@@ -163,7 +157,10 @@ class WhileConnected:
         self.gone = False
 
     def __enter__(self) -> WhileConnected:
-        self._caller.watch(self)
+        if self._caller.gone:
+            asyncio.get_running_loop().call_soon(self.leave)
+        else:
+            self._caller.watchers.add(self)
         return self
 
     def leave(self) -> None:
@@ -173,6 +170,6 @@ class WhileConnected:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> bool:
-        self._caller.unwatch(self)
+        self._caller.watchers.discard(self)
         # Only our own cancellation ends here; one from outside (a server that stops) goes on.
         return self.gone and self._task.uncancel() == 0 and kind is asyncio.CancelledError

@@ -18,7 +18,7 @@ from uvicorn.protocols.http.httptools_impl import (
     RequestResponseCycle,
 )
 
-from tierwise.server.http import BODY_IS_HERE, CALLER, WHOLE, Caller, Headers
+from tierwise.server.http import CALLER, TAKE, WHOLE, Caller, Headers
 
 HEAD_BYTES = 64 * 1024
 # With more than this that a caller has not read, its stream waits, and so does the provider behind it.
@@ -37,6 +37,7 @@ class Joined:
     def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
         self._transport = transport
         self._loop = loop
+        self.is_closing = transport.is_closing  # asked of every reply
         self._pieces: list[bytes] = []
 
     def write(self, data: bytes) -> None:
@@ -48,7 +49,7 @@ class Joined:
         """What is whole needs nothing to be joined to it."""
         if self._pieces:
             self._pieces.append(data)
-        elif not self._transport.is_closing():
+        elif not self.is_closing():
             self._transport.write(data)
 
     def close(self) -> None:
@@ -57,11 +58,21 @@ class Joined:
 
     def _flush(self) -> None:
         pieces, self._pieces = self._pieces, []
-        if pieces and not self._transport.is_closing():
+        if pieces and not self.is_closing():
             self._transport.write(pieces[0] if len(pieces) == 1 else b"".join(pieces))
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._transport, name)
+
+
+class _Nowhere(list[tuple[bytes, bytes]]):
+    """Where trailers go."""
+
+    def append(self, header: tuple[bytes, bytes]) -> None:
+        pass
+
+
+_NOWHERE = _Nowhere()
 
 
 class Protocol(HttpToolsProtocol):
@@ -73,6 +84,9 @@ class Protocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         self._caller = Caller()
+        # Of the connection and not of the request: a scope that led to its own cycle would wait for the collector, and
+        # the body with it.
+        self._ours: dict[str, object] = {CALLER: self._caller, TAKE: self._take, WHOLE: self._whole}
         transport.set_write_buffer_limits(high=UNREAD_BYTES)
         super().connection_made(cast("asyncio.Transport", Joined(transport, self.loop)))
 
@@ -80,6 +94,7 @@ class Protocol(HttpToolsProtocol):
         self._disarm()
         super().connection_lost(exc)
         self._caller.left()
+        self._ours = {}  # it leads back here, and would wait for the collector
 
     def data_received(self, data: bytes) -> None:
         if self._in_head and b"pgrade" in data:
@@ -97,29 +112,31 @@ class Protocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         self._in_head = True
         super().on_message_begin()
-        cast("dict[str, object]", self.scope)[CALLER] = self._caller
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        if self._in_head:
-            super().on_header(name, value)
+        self.scope.update(self._ours)  # type: ignore[typeddict-item]
 
     def on_headers_complete(self) -> None:
         self._in_head = False
         super().on_headers_complete()
+        self.headers = _NOWHERE
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
-        # Of the connection and not of the request: a scope that led to its own cycle would wait for the collector, and
-        # the body with it.
         self._answering = cycle
-        cast("dict[str, object]", cycle.scope)[WHOLE] = self._whole
         super()._start_asgi_task(cycle, app)
+
+    def _take(self) -> bytes | None:
+        """What the cycle's `receive` gives, where there is nothing to wait for and nobody to tell to go on."""
+        cycle = self._answering
+        if cycle.more_body or cycle.disconnected or cycle.waiting_for_100_continue:
+            return None
+        self.flow.resume_reading()  # the caller's leaving is to be read
+        body, cycle.body = bytes(cycle.body), bytearray()
+        return body
 
     def _whole(self, status: int, headers: Headers, body: bytes) -> bool:
         return _whole(self._answering, status, headers, body)
 
     def on_message_complete(self) -> None:
         super().on_message_complete()
-        cast("dict[str, object]", self.scope)[BODY_IS_HERE] = True
         # What follows is the head of the next request, if there is one.
         self._in_head, self._head_bytes = True, 0
 
@@ -162,7 +179,8 @@ def _whole(cycle: RequestResponseCycle, status: int, headers: Headers, body: byt
     cycle.waiting_for_100_continue = False
     cycle.chunked_encoding = False
     cycle.response_started = cycle.response_complete = True
-    cast("Joined", cycle.transport).write_now(b"".join((STATUS_LINE[status], lines, b"\r\n\r\n", body)))
+    joined: Joined = cycle.transport  # type: ignore[assignment]
+    joined.write_now(b"".join((STATUS_LINE[status], lines, b"\r\n\r\n", body)))
     cycle.message_event.set()
     if not cycle.keep_alive:
         cycle.transport.close()
