@@ -128,7 +128,7 @@ def test_a_rate_is_whole_again_after_its_window_and_no_more(window: Any) -> None
     hold = Hold(id="h", payer=PAYER, session="", workflow="", model="m", amount_nano=0, at_s=NOON)
     assert ledger.books.hold(hold) is None
     (found,) = ledger.balances(PAYER, Hints(), rates=True)
-    assert limits._told(found, found.calls, found.calls_done, NOON + 0.25) == (4, ROLLING_S[window], 5)
+    assert (found.calls, found.calls_done, limits._wait_s(found, NOON + 0.25)) == (5, 1, ROLLING_S[window])
 
 
 async def test_sessions_that_were_not_asked_for_are_named(tmp_path: Path) -> None:

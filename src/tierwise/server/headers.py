@@ -13,15 +13,15 @@ def trace_headers(trace: Trace, *, begun: bool = False) -> Headers:
     """What the reply's headers say of the decision. `begun`: a stream, whose cost is not known yet."""
     found: Headers = [
         *id_headers(trace.request.wire, trace.episode.id),
-        (b"x-tierwise-model", _name(trace.routed)),
-        (b"x-tierwise-policy", _name(trace.episode.policy)),
-        (b"x-tierwise-reason", _name(trace.code)),
+        *_choice(trace.routed, trace.episode.policy, trace.code),
         (b"x-tierwise-attempts", b"%d" % trace.attempts),
     ]
     if not begun:
-        found.append((b"x-tierwise-cost-usd", _usd(trace.cost_nano)))
-        found.append((b"x-tierwise-baseline-usd", _usd(trace.baseline_nano)))
-        found.append((b"x-tierwise-saved-usd", _usd(trace.saved_nano)))
+        found += [
+            (b"x-tierwise-cost-usd", _usd(trace.cost_nano)),
+            (b"x-tierwise-baseline-usd", _usd(trace.baseline_nano)),
+            (b"x-tierwise-saved-usd", _usd(trace.saved_nano)),
+        ]
     left = trace.money.left_nano if begun else trace.left_nano
     if left is not None:
         found.append((b"x-tierwise-budget-remaining-usd", _usd(left)))
@@ -43,8 +43,12 @@ def _usd(nano: int | None) -> bytes:
 
 
 @functools.lru_cache(maxsize=1024)  # of models, policies and reasons there are few
-def _name(value: str) -> bytes:
-    return _header(value)
+def _choice(model: str, policy: str, reason: str) -> tuple[tuple[bytes, bytes], ...]:
+    return (
+        (b"x-tierwise-model", _header(model)),
+        (b"x-tierwise-policy", _header(policy)),
+        (b"x-tierwise-reason", _header(reason)),
+    )
 
 
 def _header(value: str) -> bytes:

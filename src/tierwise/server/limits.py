@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from tierwise.server.app import App
 
 _NO_HINTS = Hints()
+_REQUESTS = (b"x-ratelimit-limit-requests", b"x-ratelimit-remaining-requests", b"x-ratelimit-reset-requests")
+_TOKENS = (b"x-ratelimit-limit-tokens", b"x-ratelimit-remaining-tokens", b"x-ratelimit-reset-tokens")
+_Told = tuple[int, float, int]  # what is left, seconds until all of it is back, the limit
 
 
 def limit_headers(app: App, payer: Payer, hints: Hints = _NO_HINTS) -> Headers:
@@ -24,40 +27,53 @@ def limit_headers(app: App, payer: Payer, hints: Hints = _NO_HINTS) -> Headers:
     if not app.rated:
         return []
     now = time.time()
-    balances = app.router.ledger.balances(payer, hints, rates=True)
-    calls = [_told(each, each.calls, each.calls_done, now) for each in balances if each.calls is not None]
-    tokens = [_told(each, each.tokens, each.tokens_used, now) for each in balances if each.tokens is not None]
-    return [*_headers(b"requests", calls), *_headers(b"tokens", tokens)]
+    calls: _Told | None = None
+    tokens: _Told | None = None
+    for each in app.router.ledger.balances(payer, hints, rates=True):
+        wait_s = _wait_s(each, now)
+        if each.calls is not None:
+            calls = _least(calls, each.calls, each.calls_done, wait_s)
+        if each.tokens is not None:
+            tokens = _least(tokens, each.tokens, each.tokens_used, wait_s)
+    return [*_headers(_REQUESTS, calls), *_headers(_TOKENS, tokens)]
 
 
-_Told = tuple[int, float, int]  # what is left, seconds until all of it is back, the limit
+def _wait_s(balance: Balance, now: float) -> float:
+    """Until all of it is back."""
+    if balance.rolling:
+        # A window that moves gives back bit by bit: all of it is back when what was used last has left it. It counts in
+        # parts, whole ones, so that may be a part later than a client would believe of a window of this length.
+        return float(ROLLING_S[balance.window])
+    resets_at_s = balance.resets_at_s or 0
+    return resets_at_s - now if resets_at_s > now else 0.0
 
 
-def _told(balance: Balance, limit: int | None, used: int, now: float) -> _Told:
-    limit = limit or 0
-    # A window that moves gives back bit by bit: all of it is back when what was used last has left it. It counts in
-    # parts, whole ones, so that may be a part later than a client would believe of a window of this length.
-    wait_s = float(ROLLING_S[balance.window]) if balance.rolling else max((balance.resets_at_s or 0) - now, 0.0)
-    return max(limit - used, 0), wait_s if used else 0.0, limit
+def _least(told: _Told | None, limit: int, used: int, wait_s: float) -> _Told:
+    """The one that has less left, and of two that are used up the one that stays so for longer."""
+    left = limit - used if limit > used else 0
+    wait_s = wait_s if used else 0.0
+    if told is None or left < told[0] or (left == told[0] and wait_s > told[1]):
+        return left, wait_s, limit
+    return told
 
 
-def _headers(what: bytes, told: list[_Told]) -> Headers:
-    if not told:
+def _headers(names: tuple[bytes, bytes, bytes], told: _Told | None) -> Headers:
+    if told is None:
         return []
-    left, wait_s, limit = told[0] if len(told) == 1 else min(told, key=lambda each: (each[0], -each[1]))
-    return [
-        (b"x-ratelimit-limit-" + what, b"%d" % limit),
-        (b"x-ratelimit-remaining-" + what, b"%d" % left),
-        (b"x-ratelimit-reset-" + what, duration(wait_s).encode()),
-    ]
+    left, wait_s, limit = told
+    return [(names[0], b"%d" % limit), (names[1], b"%d" % left), (names[2], duration(wait_s).encode())]
 
 
 @functools.lru_cache(maxsize=16)  # requests and tokens of one budget come back together
 def duration(seconds: float) -> str:
     """As OpenAI writes it: 20ms, 1s, 6m0s, 23h59m59s. Rounded up: whoever waits so long has waited long enough."""
-    milliseconds = max(0, -int(-seconds * 1_000 // 1))
+    milliseconds = -int(-seconds * 1_000 // 1)
     if 0 < milliseconds < 1_000:
         return f"{milliseconds}ms"
-    whole = -(-milliseconds // 1_000)
-    hours, minutes = whole // 3_600, whole % 3_600 // 60
-    return f"{hours}h" * (hours > 0) + f"{minutes}m" * (whole >= 60) + f"{whole % 60}s"
+    return _clock(-(-milliseconds // 1_000) if milliseconds > 0 else 0)
+
+
+@functools.lru_cache(maxsize=64)
+def _clock(seconds: int) -> str:
+    hours, minutes = seconds // 3_600, seconds % 3_600 // 60
+    return f"{hours}h" * (hours > 0) + f"{minutes}m" * (seconds >= 60) + f"{seconds % 60}s"
