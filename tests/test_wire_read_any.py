@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from tierwise import wire
 from tierwise.core.catalogue import Provider
 from tierwise.core.errors import BadRequest
+from tierwise.wire import strict
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats() | st.text(max_size=8),
@@ -97,3 +98,17 @@ def test_any_tree_is_read_or_refused_and_what_is_read_can_be_written(
 def test_any_bytes_are_refused_with_words(body: bytes) -> None:
     with pytest.raises(BadRequest):
         wire.codec("openai_chat").read(body, {})
+
+
+@given(
+    parts=st.lists(
+        st.sampled_from((b"\\", b"u", b"d", b"D", b"\\ud", b"\\uD", b"\\u00e9", b"{", b"[", b"a")), max_size=12
+    ),
+    before=st.sampled_from((0, 20_000)),
+    after=st.sampled_from((0, 20_000)),
+)
+@settings(max_examples=300, deadline=None)
+def test_a_large_body_is_searched_as_a_small_one(parts: list[bytes], before: int, after: int) -> None:
+    body = b" " * before + b"".join(parts) + b" " * after
+    assert strict._may_hold_halves(body) is (b"\\ud" in body or b"\\uD" in body)
+    assert strict._brackets(body) == body.count(b"{") + body.count(b"[")

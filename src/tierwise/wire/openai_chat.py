@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import msgspec
@@ -95,8 +94,10 @@ class Tally:
         """Of what the model did last and what came of it: equal as long as it does the same to the same end. Words
         around a call of a tool count for nothing, for they differ each time."""
         after = self.turns[(self.replied or 0) + bool(self.calls) :]
-        parts = (*self.calls, "", *[turn.text for turn in after], "", *map(_sampled, self.media))
-        told = "".join([f"{part}\0{len(part)}\0" for part in parts])
+        told = (_marked(self.calls) if self.calls else "") + _NOTHING
+        for turn in after:
+            told += f"{turn.text}\0{len(turn.text)}\0"
+        told += _NOTHING + (_marked(map(_sampled, self.media)) if self.media else "")
         return hashlib.blake2b(told.encode("utf-8", "surrogatepass"), digest_size=12).hexdigest()
 
     def prompt(self, **known: Any) -> Prompt:
@@ -113,6 +114,14 @@ class Tally:
             tail_hash=self.tail_hash(),
             **known,
         )
+
+
+def _marked(parts: Iterable[str]) -> str:
+    """In one text, in which no two lists of parts are alike."""
+    return "".join([f"{part}\0{len(part)}\0" for part in parts])
+
+
+_NOTHING = _marked([""])
 
 
 def _sampled(data: str) -> str:
@@ -291,14 +300,22 @@ def _record(tree: Json, key: str) -> None:
         record(value, key)
 
 
+def _number(low: float, high: float) -> Callable[[Json, str], object]:
+    return lambda tree, key: number(tree, key, low, high)
+
+
+def _whole(low: int, high: int) -> Callable[[Json, str], object]:
+    return lambda tree, key: whole(tree, key, low, high)
+
+
 # What the fields must be of which we read nothing more; of several that are wrong the first in this order is named.
 _CHECKS: dict[str, Callable[[Json, str], object]] = {
-    "temperature": partial(number, low=0, high=2),
-    "top_p": partial(number, low=0, high=1),
-    "presence_penalty": partial(number, low=-2, high=2),
-    "frequency_penalty": partial(number, low=-2, high=2),
-    "seed": partial(whole, low=-(2**63), high=2**63 - 1),
-    "top_logprobs": partial(whole, low=0, high=20),
+    "temperature": _number(0, 2),
+    "top_p": _number(0, 1),
+    "presence_penalty": _number(-2, 2),
+    "frequency_penalty": _number(-2, 2),
+    "seed": _whole(-(2**63), 2**63 - 1),
+    "top_logprobs": _whole(0, 20),
     "logprobs": flag,
     "parallel_tool_calls": flag,
     "stop": _stop,
@@ -313,7 +330,10 @@ _PLACES = {key: place for place, key in enumerate(_CHECKS)}
 
 def _options(tree: Json) -> bool:
     """Checks the fields that are passed on as they are. Returns whether the caller wants the usage chunk."""
-    for key in sorted(_CHECKS.keys() & tree.keys(), key=_PLACES.__getitem__):
+    checked = [key for key in tree if key in _CHECKS]
+    if len(checked) > 1:
+        checked.sort(key=_PLACES.__getitem__)
+    for key in checked:
         _CHECKS[key](tree, key)
     if (options := tree.get("stream_options")) is None:
         return False

@@ -8,6 +8,7 @@ count one request and send another, so each is a `BadRequest` here. The duplicat
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Collection
 from difflib import get_close_matches
 from typing import Any, NoReturn
@@ -69,6 +70,7 @@ def _constant(text: str) -> NoReturn:
 
 
 _DECODER = json.JSONDecoder(object_pairs_hook=_pairs, parse_float=_float, parse_int=_int, parse_constant=_constant)
+_HALF = re.compile(rb"\\u[dD]")
 _BLANKS = " \t\n\r"  # that may stand around JSON
 _RAW_DECODER = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
@@ -77,7 +79,7 @@ def load(body: bytes) -> Json:
     """The body as a tree. Raises BadRequest, without a param, for anything but one strict JSON object."""
     try:
         tree = _tree(body.decode())
-        if body.find(b"\\") >= 0 and (b"\\ud" in body or b"\\uD" in body):
+        if body.find(b"\\") >= 0 and _may_hold_halves(body):
             json.dumps(tree, ensure_ascii=False).encode()
     except UnicodeEncodeError:
         raise BadRequest(
@@ -112,11 +114,20 @@ def _tree(text: str) -> Any:
     return _DECODER.decode(text)
 
 
+def _may_hold_halves(body: bytes) -> bool:
+    """Whether some \\u escape is in the range of the surrogates, or of the few letters next to it."""
+    if len(body) < 4 * LARGE_BYTES:
+        return _HALF.search(body) is not None
+    array = np.frombuffer(body, dtype=np.uint8)
+    at = np.flatnonzero(array[:-2] == ord("\\"))
+    return bool(np.any((array[at + 1] == ord("u")) & (array[at + 2] | 0x20 == ord("d"))))
+
+
 def _brackets(body: bytes) -> int:
     if len(body) < LARGE_BYTES:
         return body.count(b"{") + body.count(b"[")
     array = np.frombuffer(body, dtype=np.uint8)
-    return int(np.count_nonzero(array == ord("{")) + np.count_nonzero(array == ord("[")))
+    return int(np.count_nonzero(array | 0x20 == ord("{")))  # and of [, which is the same but for that bit
 
 
 def _deeper(tree: Any, depth: int) -> bool:
