@@ -55,13 +55,16 @@ class _Base:
             return b""  # after the end; what a provider still sends is nobody's
         out: list[bytes] = []
         events: list[bytes] = []
-        taken = 0
+        taken, meter = 0, self.meter
         try:
             events = self._splitter.feed(chunk)
             for raw in events:
-                self._take(raw, out)
+                if raw[:6] == b"data: " and raw.find(b"\n") == len(raw) - 2:  # one line, as nearly all are
+                    self._event(raw, b"", raw[6:-2], out)
+                else:
+                    self._take(raw, out)
                 taken += 1
-                if self.meter.done:
+                if meter.done:
                     break  # as if the rest had come in another chunk
         except Garbled as error:
             error.usage = error.usage or self.meter.usage
@@ -99,17 +102,11 @@ class _Base:
         return self._codec.error_event(error)
 
     def _take(self, raw: bytes, out: list[bytes]) -> None:
-        # Nearly every event is one data line.
-        if raw[:6] == b"data: " and raw.find(b"\n") == len(raw) - 2:
-            name, data = b"", raw[6:-2]
-        else:
-            name, found = sse.fields(raw)
-            if found is None:
-                if not self._over and raw.strip():
-                    self._comment(raw, out)
-                return
-            data = found
-        self._event(raw, name, data, out)
+        name, data = sse.fields(raw)
+        if data is not None:
+            self._event(raw, name, data, out)
+        elif not self._over and raw.strip():
+            self._comment(raw, out)
 
     def _comment(self, raw: bytes, out: list[bytes]) -> None:
         out.append(raw)

@@ -67,9 +67,10 @@ def load_named(data: bytes, name: bytes) -> tuple[Json, bytes]:
 
 def keep(meter: Meter, text: str) -> None:
     """Count generated text, and keep it while there is room."""
-    if meter.text.tell() < MAX_KEPT_CHARACTERS:
+    before = meter.output_characters
+    if before < MAX_KEPT_CHARACTERS or meter.text.tell() < MAX_KEPT_CHARACTERS:
         meter.text.write(text)
-    meter.output_characters += len(text)
+    meter.output_characters = before + len(text)
 
 
 class OpenAISource:
@@ -107,19 +108,15 @@ class OpenAISource:
             self._halves.join_chunk(chunk)
         self.data = data
         meter = self.meter
-        if not chunk.error:  # an empty one is none: some servers write the field into every chunk
-            chunk.error = self._unwrapped(chunk, name)
-        if chunk.error is not None:
-            note_error(meter, chunk.error)
+        if chunk.error is not None or chunk.x_groq is not None or chunk.object == "error" or name == b"error":
+            self._look_for_error(chunk, name)
         if chunk.model:
             meter.served = chunk.model
         if chunk.service_tier:
             meter.service = served_at(chunk.service_tier) or meter.service
-        usage = chunk.usage
-        if usage is None and chunk.x_groq is not None:
-            usage = chunk.x_groq.get("usage")
-        if usage is not None and (read := from_openai(usage)) is not None:
-            meter.usage = read
+        if chunk.usage is not None or chunk.x_groq is not None:
+            usage = (chunk.x_groq or {}).get("usage") if chunk.usage is None else chunk.usage
+            meter.usage = from_openai(usage) or meter.usage
         for choice in chunk.choices or ():
             if choice.delta is not None:
                 self._measure(choice.delta)
@@ -134,6 +131,12 @@ class OpenAISource:
                 _measure_logprobs(meter, choice.logprobs)
         return chunk
 
+    def _look_for_error(self, chunk: Chunk, name: bytes) -> None:
+        if not chunk.error:  # an empty one is none: some servers write the field into every chunk
+            chunk.error = self._unwrapped(chunk, name)
+        if chunk.error is not None:
+            note_error(self.meter, chunk.error)
+
     def _unwrapped(self, chunk: Chunk, name: bytes) -> Any:
         """An error that is not where clients look for it; they are given one that is."""
         error: Any = None
@@ -147,16 +150,21 @@ class OpenAISource:
 
     def _measure(self, delta: Delta) -> None:
         meter = self.meter
-        if delta.content:
-            for text in _texts(delta.content):
+        content = delta.content
+        if isinstance(content, str):
+            if content:
+                keep(meter, content)
+        elif content:
+            for text in _texts(content):
                 keep(meter, text)
-        if delta.reasoning_content or delta.reasoning:
-            keep(meter, delta.reasoning_content or delta.reasoning or "")
+        if thought := delta.reasoning_content or delta.reasoning:
+            keep(meter, thought)
         if delta.refusal:
             keep(meter, delta.refusal)
-        for call in _calls(delta):
-            if call.function is not None:
-                keep(meter, (call.function.name or "") + _arguments(call.function))
+        if delta.tool_calls or delta.function_call is not None:
+            for call in _calls(delta):
+                if call.function is not None:
+                    keep(meter, (call.function.name or "") + _arguments(call.function))
 
     def pieces(self, chunk: Chunk) -> list[Piece]:
         """What the chunk says, in nobody's dialect."""
@@ -233,9 +241,7 @@ def _arguments(function: Function) -> str:
     return function.arguments or ""  # type: ignore[return-value]  # the other kind has gone above
 
 
-def _texts(content: str | list[Any]) -> list[str]:
-    if type(content) is str:
-        return [content]
+def _texts(content: list[Any]) -> list[str]:
     blocks = (openai_part(part) for part in content)
     return [block.text for block in blocks if isinstance(block, (Text, Thinking))]
 

@@ -45,12 +45,14 @@ class Splitter:
         self._size += len(chunk)
         if not ended:
             self._tail = window[-3:]
-            self._check_begin(window)
+            if not self._begun:
+                self._check_begin(window)
             if self._size > MAX_EVENT_BYTES:
                 raise Garbled(f"an event of the provider's stream is longer than {MAX_EVENT_BYTES} bytes")
             return []
         buffer = b"".join(self._parts) if len(self._parts) > 1 else chunk
-        self._check_begin(buffer)
+        if not self._begun:
+            self._check_begin(buffer)
         events, rest = _cut(buffer)
         self._parts = [rest] if rest else []
         self._size = len(rest)
@@ -73,7 +75,7 @@ class Splitter:
         return (self._marked or b"") + b"".join(self._parts)
 
     def _check_begin(self, buffer: bytes) -> None:
-        if not self._begun and (begin := buffer.lstrip()[:1]):
+        if begin := buffer.lstrip()[:1]:
             self._begun = True
             if begin in b"<{[":
                 raise Garbled(f"the provider sent no event stream but {buffer[:60].decode('utf-8', 'replace')!r}")
