@@ -170,9 +170,39 @@ async def test_a_whole_reply_in_one_step_is_the_reply_in_two(
         assert in_one.count(b"connection: close") == (2 if more or line == b"HTTP/1.0" else 0)
 
 
+@pytest.mark.parametrize("more", [b"", b"connection: close\r\n"], ids=["kept", "closed"])
+async def test_a_streams_head_in_one_step_is_the_head_that_is_sent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, more: bytes
+) -> None:
+    begin = protocol._begin
+    begun: list[bool] = []
+
+    def counted(*head: Any) -> bool:
+        begun.append(begin(*head))
+        return begun[-1]
+
+    body = json.dumps({**json.loads(BODY), "stream": True}).encode()
+
+    async def heard(gateway: Gateway) -> bytes:
+        reader, writer = await asyncio.open_connection("127.0.0.1", int(gateway.url.rsplit(":", 1)[1]))
+        writer.write(HEAD + more + b"content-length: %d\r\n\r\n" % len(body) + body)
+        found = await asyncio.wait_for(reader.readuntil(b"\r\n0\r\n\r\n"), 20)
+        writer.close()
+        return re.sub(rb"[0-9a-f]{32}", b"ID", found)
+
+    async with FakeUpstream() as one, Gateway(tmp_path, world(one)) as gateway:
+        monkeypatch.setattr(protocol, "_begin", counted)
+        in_one = await heard(gateway)
+        assert begun == [True]
+        monkeypatch.setattr(protocol, "_begin", lambda *head: False)
+        assert in_one == await heard(gateway)
+        assert (b"connection: close" in in_one) is bool(more)
+
+
 def test_what_a_header_must_not_hold_is_left_to_those_who_refuse_it() -> None:
     """The bytes that may stand in a value are those that the server's own way of sending lets pass."""
     assert {each for each in range(256) if each not in protocol._FINE} == {*range(9), *range(10, 32), 127}
     cycle = type("Cycle", (), {"flow": type("Flow", (), {"write_paused": False}), "disconnected": False})
     cycle.response_started = cycle.access_log = False
     assert protocol._whole(cycle, 200, [(b"x-said", b"a\r\nset-cookie: b")], b"") is False
+    assert protocol._begin(cycle, 200, [(b"x-said", b"a\r\nset-cookie: b")]) is False

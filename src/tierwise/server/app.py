@@ -29,10 +29,12 @@ from tierwise.server.forms import converted
 from tierwise.server.guesses import Guesses
 from tierwise.server.headers import id_headers, trace_headers
 from tierwise.server.http import (
+    BEGIN,
     CALLER,
     EVENT_STREAM,
     JSON,
     WHOLE,
+    Begin,
     Caller,
     Gone,
     Headers,
@@ -74,6 +76,7 @@ class Call(msgspec.Struct, frozen=True):
     tail: str = ""  # what follows the door's own path
     query: bytes = b""
     whole: Whole | None = None
+    begin: Begin | None = None
 
 
 Handler = Callable[["App", Call], Awaitable[None]]
@@ -146,7 +149,8 @@ class App:
         check_route(identity, path.removesuffix(tail))
         body = await read_body(scope, headers, receive, self.body_limit_bytes) if scope["method"] == "POST" else b""
         query = scope.get("query_string", b"")
-        return door, Call(path, headers, body, identity, scope[CALLER], send, tail, query, scope.get(WHOLE))
+        whole, begin = scope.get(WHOLE), scope.get(BEGIN)
+        return door, Call(path, headers, body, identity, scope[CALLER], send, tail, query, whole, begin)
 
     async def fail(self, send: Send, codec: Codec, error: RequestError, more: Headers | None = None) -> None:
         headers: Headers = [JSON, *(more or [])]
@@ -186,7 +190,7 @@ class App:
             with WhileConnected(call.caller, task):
                 result = await self.router.handle(request, call.identity.payer, call.identity.grants, once)
                 if isinstance(result, Streamed):
-                    await _stream(call.send, result, limit_headers(self, call.identity.payer))
+                    await _stream(call, result, limit_headers(self, call.identity.payer))
                     return
             if isinstance(result, Answered):
                 kind = EVENT_STREAM if result.event_stream else JSON
@@ -217,15 +221,17 @@ def draining() -> RequestError:
     return Refused("this instance is shutting down; try again", code="draining", retry_after_s=1)
 
 
-async def _stream(send: Send, streamed: Streamed, limits: Headers) -> None:
-    headers = [EVENT_STREAM, (b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")]
-    await send(
-        {
-            "type": "http.response.start",
-            "status": 200,
-            "headers": [*headers, *trace_headers(streamed.trace, begun=True), *limits],
-        }
-    )
+async def _stream(call: Call, streamed: Streamed, limits: Headers) -> None:
+    send = call.send
+    headers: Headers = [
+        EVENT_STREAM,
+        (b"cache-control", b"no-cache"),
+        (b"x-accel-buffering", b"no"),
+        *trace_headers(streamed.trace, begun=True),
+        *limits,
+    ]
+    if call.begin is None or not call.begin(200, headers):
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
     try:
         async with asyncio.timeout(STREAM_DEADLINE_S):
             async for chunk in streamed:

@@ -19,12 +19,15 @@ Send = Callable[[Message], Awaitable[None]]
 Headers = list[tuple[bytes, bytes]]
 # Sends a whole reply, of status, headers and body, at once; False: not now, `reply` it.
 Whole = Callable[[int, Headers, bytes], bool]
+# Sends the head of a reply whose body follows in pieces; False: `send` it.
+Begin = Callable[[int, Headers], bool]
 # The whole body at once; None: it is not here, `receive` it.
 Take = Callable[[], bytes | None]
 
 # What our protocol adds to a scope.
 CALLER = "tierwise.caller"
 WHOLE = "tierwise.whole"
+BEGIN = "tierwise.begin"
 TAKE = "tierwise.take"
 # A caller that sends its body slower than this is not a slow caller.
 BODY_DEADLINE_S = 30.0

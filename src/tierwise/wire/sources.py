@@ -97,15 +97,15 @@ class OpenAISource:
 
     def read(self, data: bytes, name: bytes = b"") -> Chunk:
         """One chunk, metered; `name`: of its event. Raises Garbled for what is none."""
-        halved = bool(self._halves.held)
         try:
             chunk: Chunk = CHUNK.decode(data)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             tree, data = load_named(data, name)
             chunk = loose(Chunk, tree)
-            halved = True
-        if halved:
             self._halves.join_chunk(chunk)
+        else:
+            if self._halves.held:
+                self._halves.join_chunk(chunk)
         self.data = data
         meter = self.meter
         if chunk.error is not None or chunk.x_groq is not None or chunk.object == "error" or name == b"error":
