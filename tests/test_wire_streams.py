@@ -98,6 +98,15 @@ def test_every_split_gives_the_same_output(name: str, caller: str) -> None:
     assert b"".join(relay.feed(stream[i : i + 1]) for i in range(len(stream))) + relay.finish() == expected
 
 
+@pytest.mark.parametrize("end", [b"\n\n", b"\r\r", b""])
+def test_a_lone_cr_ends_a_line_also_inside_of_an_event_that_ends_otherwise(end: bytes) -> None:
+    half, rest = b'data: {"choices":[{"index":0,', b'data: "delta":{"content":"Hi"},"finish_reason":"stop"}]}'
+    relay = begin("openai_chat", "openai")
+    out = relay.feed(half + b"\r" + rest + end) + relay.finish()
+    assert out.startswith(half + b"\r" + rest)
+    assert (relay.meter.output_characters, relay.meter.stop, relay.meter.error) == (2, "end", "")
+
+
 MENDED = ("byte_order_mark", "cr_only", "no_done", "no_blank_line_at_the_end")
 
 

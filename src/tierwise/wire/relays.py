@@ -59,7 +59,8 @@ class _Base:
         try:
             events = self._splitter.feed(chunk)
             for raw in events:
-                if raw[:6] == b"data: " and raw.find(b"\n") == len(raw) - 2:  # one line, as nearly all are
+                one_line = raw[:6] == b"data: " and raw.find(b"\n") == len(raw) - 2 and b"\r" not in raw
+                if one_line:  # as nearly all are
                     self._event(raw, b"", raw[6:-2], out)
                 else:
                     self._take(raw, out)
