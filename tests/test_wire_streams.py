@@ -115,7 +115,7 @@ MENDED = ("byte_order_mark", "cr_only", "no_done", "no_blank_line_at_the_end")
 )
 def test_same_format_bytes_pass_but_for_usage(name: str) -> None:
     stream = read(name)
-    relay = wire.relay(chat(stream_options=None), "openai", bill, strip_logprobs=False)
+    relay = wire.relay(chat(stream_options=None), "openai", bill)
     out = relay.feed(stream) + relay.finish()
     usage = [line for line in stream.splitlines(keepends=True) if b'"choices":[],"usage"' in line]
     for line in usage:

@@ -160,7 +160,7 @@ def begin(caller: str, provider: str, **fields: Any) -> wire.Relay:
     request = _usual(caller)
     if fields:
         request = chat(**fields) if caller == "openai_chat" else message(**fields)
-    return wire.relay(request, provider, bill, strip_logprobs=False)
+    return wire.relay(request, provider, bill)
 
 
 def hear(caller: str, out: bytes) -> Any:

@@ -67,7 +67,7 @@ class Streamed:
         provider = trace.snapshot.catalogue.providers[attempt.model.provider]
         bill = partial(_bill, trace, attempt)  # and no method: a relay that led back here would wait for the collector
         spoken, expected = wire.wire_of(provider, sent.path), attempt.expected_input
-        self._relay = wire.relay(trace.request, spoken, bill, False, expected)
+        self._relay = wire.relay(trace.request, spoken, bill, expected)
         self._sent = sent
         ceiling = attempt.call.max_tokens or trace.episode.features.max_tokens or attempt.model.max_output_tokens
         total = (ceiling + trace.episode.features.reasoning_tokens) * trace.episode.features.n

@@ -136,6 +136,6 @@ def deliver_stream(request: Request, reply: Reply, bill: Bill) -> bytes:
     return delivery.stream(request, reply, bill)
 
 
-def relay(request: Request, wire: str, bill: Annotate, strip_logprobs: bool, expected_input_tokens: int = 0) -> Relay:
+def relay(request: Request, wire: str, bill: Annotate, expected_input_tokens: int = 0) -> Relay:
     """Between the provider's stream (`wire`: its format, or its row's `wire`) and the caller's."""
-    return relays.relay(request, wire, bill, strip_logprobs, expected_input_tokens)
+    return relays.relay(request, wire, bill, expected_input_tokens)

@@ -44,7 +44,7 @@ class Choice(msgspec.Struct, gc=False):
     index: int = 0
     delta: Delta | None = None
     finish_reason: str | None = None
-    logprobs: Json | None = None
+    logprobs: Json | None = None  # read by nobody, but what is odd in it is mended
     error: Any = None
 
 

@@ -77,8 +77,6 @@ class Meter:
     """What has been seen of a stream so far. Grows while the stream runs; the only mutable thing in this folder."""
 
     __slots__ = (
-        "confidence_n",
-        "confidence_sum",
         "done",
         "error",
         "error_kind",
@@ -104,8 +102,6 @@ class Meter:
         self.error_kind: FailureKind = "overloaded"  # what it is, by its own words
         self.lost: tuple[str, ...] = ()  # what the caller's format cannot say of it
         self.unread_bytes = 0  # from the event on that nobody could read, as far as it came
-        self.confidence_sum = 0.0
-        self.confidence_n = 0
 
 
 class Relay(Protocol):
@@ -155,7 +151,7 @@ Annotate = Callable[[Meter], Bill]
 #   read_reply(wire: str, body: bytes, request: Request | None) -> Reply          raises Garbled
 #   deliver(request: Request, reply: Reply, bill: Bill) -> bytes                  whole, in the caller's format
 #   deliver_stream(request: Request, reply: Reply, bill: Bill) -> bytes           as an event stream of that format
-#   relay(request: Request, wire: str, bill: Annotate, strip_logprobs: bool, expected_input_tokens: int) -> Relay
+#   relay(request: Request, wire: str, bill: Annotate, expected_input_tokens: int) -> Relay
 __all__ = [
     "Annotate",
     "Any",

@@ -21,7 +21,7 @@ from tierwise.wire.losses import Losses
 from tierwise.wire.openai_chat import OpenAIChat
 from tierwise.wire.sinks import DONE, AnthropicSink, OpenAISink
 from tierwise.wire.sources import AnthropicSource, OpenAISource
-from tierwise.wire.strict import raw_fields, raw_items
+from tierwise.wire.strict import raw_fields
 from tierwise.wire.usage import billed, from_openai, guess, to_openai
 
 Json = dict[str, Any]
@@ -134,13 +134,11 @@ class _Base:
 class OpenAIPass(_Base):
     """Chat completion chunks to a caller who speaks them."""
 
-    def __init__(self, request: Request, bill: Annotate, strip_logprobs: bool) -> None:
+    def __init__(self, request: Request, bill: Annotate) -> None:
         super().__init__(request, bill, OpenAIChat())
-        self._strip = strip_logprobs
         self._want = request.want_usage
         self._source = OpenAISource(self.meter, request.prompt.n)
         self._held: dict[str, msgspec.Raw] | None = None  # the usage chunk, sent when no later one can come
-        self._last: dict[str, msgspec.Raw] | None = None  # any chunk, to make one from
 
     def _event(self, raw: bytes, name: bytes, data: bytes, out: list[bytes]) -> None:
         if data == b"[DONE]":
@@ -158,14 +156,10 @@ class OpenAIPass(_Base):
             if not known:
                 out.append(b"data: " + self._source.data + b"\n\n")
             return
-        if chunk.usage is None and not self._strip:
+        if chunk.usage is None:
             out.append(raw)
             return
-        if chunk.usage is None:
-            out.append(_without_logprobs(self._source.data) if b'"logprobs"' in data else raw)
-            return
-        data = self._source.data
-        fields = raw_fields(data)
+        fields = raw_fields(self._source.data)
         if from_openai(chunk.usage) is not None:
             self._held = {**fields, "choices": _EMPTY}
         if not chunk.choices:
@@ -174,8 +168,6 @@ class OpenAIPass(_Base):
             out.append(b"data: " + _encode({**fields, "usage": _NULL}) + b"\n\n")
         else:
             out.append(raw)
-        if self._strip and b'"logprobs"' in data:
-            out[-1] = _without_logprobs(out[-1][6:-2])
 
     def _complete(self) -> bool:
         return self._source.complete
@@ -199,18 +191,6 @@ class OpenAIPass(_Base):
             "choices": [],
         }
         return b"data: " + _encode({**head, "usage": {**tree, **billed(bill, usage.estimated)}}) + b"\n\n"
-
-
-def _without_logprobs(data: bytes) -> bytes:
-    """The chunk with nothing said of log-probabilities, which we asked for and the caller did not."""
-    fields: dict[str, Any] = dict(raw_fields(data))
-    if "choices" in fields:
-        choices = raw_items(fields["choices"])
-        fields["choices"] = [
-            {**choice, "logprobs": _NULL} if isinstance(choice, dict) and "logprobs" in choice else choice
-            for choice in choices
-        ]
-    return b"data: " + _encode(fields) + b"\n\n"
 
 
 class AnthropicPass(_Base):
@@ -314,7 +294,7 @@ class Translation(_Base):
 
 
 def relay(
-    request: Request, wire: str, bill: Annotate, strip_logprobs: bool, expected_input_tokens: int = 0
+    request: Request, wire: str, bill: Annotate, expected_input_tokens: int = 0
 ) -> OpenAIPass | AnthropicPass | Translation:
     """`wire`: the provider's format, openai_chat or anthropic (provider rows' openai and simulated are taken too).
 
@@ -328,4 +308,4 @@ def relay(
     if request.wire == "anthropic":
         sink = AnthropicSink(Usage(input_tokens=expected_input_tokens))
         return Translation(request, bill, Anthropic(), OpenAISource(meter, request.prompt.n), sink)
-    return OpenAIPass(request, bill, strip_logprobs)
+    return OpenAIPass(request, bill)

@@ -127,8 +127,6 @@ class OpenAISource:
                     meter.stop = stop
                 if stop == "error" and not meter.error:  # OpenRouter, vLLM: half a reply, if that
                     note_error(meter, choice.error or BROKEN_OFF)
-            if choice.logprobs is not None and choice.index == 0:
-                _measure_logprobs(meter, choice.logprobs)
         return chunk
 
     def _look_for_error(self, chunk: Chunk, name: bytes) -> None:
@@ -257,15 +255,6 @@ def _content(content: str | list[Any], choice: int) -> list[Piece]:
             case Thinking(text=text):
                 found.append(Thought(text, choice))
     return found
-
-
-def _measure_logprobs(meter: Meter, logprobs: Json) -> None:
-    content = logprobs.get("content")
-    for token in content if type(content) is list else ():
-        value = token.get("logprob") if type(token) is dict else None
-        if isinstance(value, (float, int)) and value == value:
-            meter.confidence_sum += min(value, 0.0)
-            meter.confidence_n += 1
 
 
 class AnthropicSource:
