@@ -3,7 +3,8 @@ place that names a backend."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Coroutine
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -27,9 +28,8 @@ class Upstreams:
         self.remote: Upstream = HttpUpstream(lambda reference: self.setup.secrets(reference))
         self.simulated = _simulated(setup)
 
-    async def send(self, outgoing: Outgoing) -> Incoming:
-        chosen = self.simulated if outgoing.provider.wire == "simulated" else self.remote
-        return await chosen.send(outgoing)
+    def send(self, outgoing: Outgoing) -> Coroutine[Any, Any, Incoming]:
+        return (self.simulated if outgoing.provider.wire == "simulated" else self.remote).send(outgoing)
 
     def swap(self, setup: Setup) -> None:
         """Other secrets and simulated models from now on. A reply that has begun keeps the one it came from."""

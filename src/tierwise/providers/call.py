@@ -37,33 +37,22 @@ _JOIN_BYTES = 64 * 1024  # a body up to this size goes out with its head, in one
 class Call:
     """`Incoming`, and the sending before it. Made when the connection is there; `ask` writes and reads the head."""
 
-    __slots__ = (
-        "_armed_s",
-        "_begun",
-        "_connection",
-        "_deadlines",
-        "_ended",
-        "_error",
-        "_framed",
-        "_inflater",
-        "_line",
-        "_loop",
-        "_name",
-        "_payload",
-        "_phase",
-        "_phase_s",
-        "_pieces",
-        "_started",
-        "_timer",
-        "_total_s",
-        "_waiting",
-        "body_limit",
-        "content_type",
-        "headers",
-        "secret",
-        "status",
-        "unknown_encoding",
-    )
+    # How every call begins; what is seen of a reply then stands on the call itself.
+    status = 0
+    content_type = ""
+    unknown_encoding = ""  # a content-encoding that we cannot undo; the body is of no use then
+    headers: CIMultiDictProxy[str]
+    _payload: aiohttp.StreamReader = EMPTY_PAYLOAD  # until the head is here
+    _begun = False  # the head is here
+    _announced: str | None = None  # the length that the head gave
+    _inflater: Inflater | None = None
+    _pieces: Iterator[bytes] | None = None
+    _framed = True  # the reply says where it ends
+    _taken_bytes = 0  # of the body, as it came
+    _ended = False  # the connection is no longer ours
+    _error: UpstreamError | None = None
+    _phase = "first_token"
+    _waiting = True
 
     def __init__(
         self,
@@ -73,35 +62,22 @@ class Call:
         deadlines: Deadlines,
         start_s: float,
         body_limit: int,
+        secret: bytes,
     ) -> None:
-        line = cast("Line", connection.protocol)  # the pool makes no other kind
-        self._connection, self._line, self._loop, self._name = connection, line, loop, name
-        self._deadlines = deadlines
-        self.body_limit = body_limit
-        self.status = 0
-        self.content_type = ""
-        self.secret = b""  # our key, which no byte of the reply that is handed on may hold
-        self.unknown_encoding = ""  # a content-encoding that we cannot undo; the body is of no use then
-        self.headers: CIMultiDictProxy[str]
-        self._payload: aiohttp.StreamReader = EMPTY_PAYLOAD  # until the head is here
-        self._begun = False  # the head is here
-        self._inflater: Inflater | None = None
-        self._pieces: Iterator[bytes] | None = None
-        self._framed = True  # the reply says where it ends
-        self._started = False  # a byte of the body has come
-        self._ended = False  # the connection is no longer ours
-        self._error: UpstreamError | None = None
-        self._total_s = start_s + deadlines.total_ms / 1000
-        self._phase, self._phase_s = "first_token", start_s + deadlines.first_token_ms / 1000
-        self._waiting = True
-        self._armed_s = min(self._total_s, self._phase_s)
+        """`secret`: our key, which no byte of the reply that is handed on may hold."""
+        self._connection, self._loop, self._name, self._deadlines = connection, loop, name, deadlines
+        self._line = cast("Line", connection.protocol)  # the pool makes no other kind
+        self.body_limit, self._secret = body_limit, secret
+        self._total_s = total_s = start_s + deadlines.total_ms / 1000
+        self._phase_s = phase_s = start_s + deadlines.first_token_ms / 1000
+        self._armed_s = phase_s if phase_s < total_s else total_s
         self._timer = loop.call_at(self._armed_s, self._tick)
 
     # ------------------------------------------------------------------------------------------ the head
 
     async def ask(self, head: bytes, body: bytes) -> None:
         """Send, and wait for the head of the reply. From the first write on, the provider may have seen it."""
-        transport = self._connection.transport
+        transport = self._line.transport
         if transport is None:
             raise UpstreamError("connect", f"{self._name}: the connection was lost before use", dispatched=False)
         if len(body) <= _JOIN_BYTES:
@@ -131,8 +107,13 @@ class Call:
         self.status = message.code
         self.headers = headers = message.headers
         self.content_type = headers.get("Content-Type", "")
-        self._framed = bool(message.chunked) or "Content-Length" in headers
-        encoding = headers.get("Content-Encoding", "").strip().lower()
+        self._announced = headers.get("Content-Length")
+        self._framed = self._announced is not None or bool(message.chunked)
+        encoded = headers.get("Content-Encoding")
+        if encoded:
+            self._encoded(encoded.strip().lower())
+
+    def _encoded(self, encoding: str) -> None:
         if encoding in ("gzip", "x-gzip", "deflate"):
             self._inflater = Inflater(encoding)
         elif encoding not in ("", "identity"):
@@ -151,10 +132,24 @@ class Call:
 
     async def read(self) -> bytes:
         """The whole body, at most `body_limit` bytes of it."""
-        if self._framed and not self._inflater:
-            announced = self.headers.get("Content-Length", "")  # refused before a byte of it is read
+        announced = self._announced  # refused before a byte of it is read
+        if announced and not self._inflater:
             if len(announced) <= 20 and announced.isdigit() and int(announced) > self.body_limit:
                 raise self._too_large(f"announces {announced} bytes")
+        return self._at_once() or await self._gathered()
+
+    def _at_once(self) -> bytes:
+        """The body, when all of it is here and nothing has to be undone; else b"", and nothing has changed."""
+        payload = self._payload
+        if self._ended or self._inflater is not None or not payload.is_eof() or payload.exception() is not None:
+            return b""
+        data = payload.read_nowait(-1)
+        if data:
+            self._taken_bytes += len(data)
+            self._finish()
+        return self._hidden(data)
+
+    async def _gathered(self) -> bytes:
         first = await self._next()
         pieces, size = [first], len(first)
         while first:
@@ -201,7 +196,7 @@ class Call:
         piece = await self._next()
         if piece:
             return piece
-        if not self._started:
+        if not self._taken_bytes:
             raise self._fail("garbled", f"{self._name} answered {self.status} with an empty body")
         raise StopAsyncIteration
 
@@ -209,12 +204,13 @@ class Call:
         """The next bytes of the decoded body, b"" at its end. Raises UpstreamError, and lets go when it does.
 
         Some providers quote the key that they were sent, and some of those in a reply with status 200."""
-        return self._hidden(await self._decoded())
+        return self._hidden(await (self._receive() if self._inflater is None else self._inflated(self._inflater)))
 
     def _hidden(self, data: bytes) -> bytes:
-        return data.replace(self.secret, HIDDEN) if self.secret and self.secret in data else data
+        secret = self._secret
+        return data.replace(secret, HIDDEN) if secret and secret in data else data
 
-    async def _decoded(self) -> bytes:
+    async def _inflated(self, inflater: Inflater) -> bytes:
         while True:
             if self._pieces is not None:
                 piece = self._inflate(self._pieces)
@@ -222,13 +218,10 @@ class Call:
                     return piece
             data = await self._receive()
             if not data:
-                if self._inflater is not None and self._started and not self._inflater.done:
+                if self._taken_bytes and not inflater.done:
                     raise self._fail("cut", f"{self._name}: the compressed reply ended before its end")
                 return b""
-            self._started = True
-            if self._inflater is None:
-                return data
-            self._pieces = self._inflater.feed(data)
+            self._pieces = inflater.feed(data)
 
     def _inflate(self, pieces: Iterator[bytes]) -> bytes:
         try:
@@ -248,9 +241,10 @@ class Call:
             return b""
         payload = self._payload
         try:
-            data = payload.read_nowait(-1)
-            if not data and not payload.is_eof():
-                if self._started:
+            if payload.total_bytes > self._taken_bytes or payload.is_eof():
+                data = payload.read_nowait(-1)
+            else:
+                if self._taken_bytes:
                     self._phase, self._phase_s = "idle", self._loop.time() + self._deadlines.idle_ms / 1000
                 if self._armed_s > self._phase_s:
                     self._rearm(self._phase_s)
@@ -265,7 +259,9 @@ class Call:
         except BaseException:
             self.close()
             raise
-        if not data:
+        if data:
+            self._taken_bytes += len(data)
+        else:
             self._finish()
         return data
 
@@ -274,7 +270,7 @@ class Call:
         if not self._framed and isinstance(self._line.exception(), OSError):
             # It was to end with the connection, and the connection did not end but broke.
             raise self._fail("cut", f"{self._name}: the connection broke inside the reply")
-        transport = self._connection.transport
+        transport = self._line.transport
         if transport is not None and transport.get_write_buffer_size():
             self._abort()  # answered before it had read the request: what is left of that must not go out
             return
@@ -298,7 +294,7 @@ class Call:
         self._ended = True
         self._timer.cancel()
         self._line.body = None
-        transport = self._connection.transport
+        transport = self._line.transport
         if transport is not None:
             transport.abort()  # close() would first flush a large request to a provider that may never read it
         self._connection.close()

@@ -11,6 +11,7 @@ aiohttp is imported with the first call, not before (`pool`, `call`).
 from __future__ import annotations
 
 import asyncio
+import functools
 import re
 import time
 from collections.abc import Callable
@@ -43,10 +44,12 @@ _OURS = frozenset((
 
 
 class _Address(msgspec.Struct, frozen=True):
-    """A provider's endpoint, ready to be spoken to. `head` is the request up to the headers that change per call."""
+    """A provider's endpoint, ready to be spoken to with one key."""
 
     target: Any  # what the pool connects to
-    head: bytes
+    head: bytes  # the request up to the headers that change per call
+    secret: bytes  # the key, where it is long enough to be told from other text; else b""
+    body_limit: int
 
 
 class HttpUpstream:
@@ -60,7 +63,7 @@ class HttpUpstream:
         self._secret = secret
         self._pool: Pool | None = None
         self._call: type[Call]
-        self._addresses: dict[tuple[str, str, bool], _Address] = {}
+        self._addresses: dict[tuple[str, str, str, str, bool], _Address] = {}
         self._closed = False
 
     async def send(self, outgoing: Outgoing) -> Incoming:
@@ -73,17 +76,17 @@ class HttpUpstream:
         if pool is None or pool.loop is not asyncio.get_running_loop():
             pool = self._open()
         key = self._key(provider)
-        address = self._address(pool, provider, outgoing.path, outgoing.stream)
-        head = address.head + _headers(outgoing, key)
+        address = self._address(pool, provider, key, outgoing)
+        head = address.head
+        if outgoing.headers:
+            head += _headers(outgoing, key)
         start_s = pool.loop.time()
         connect_ms = min(deadlines.connect_ms, deadlines.first_token_ms, deadlines.total_ms)
         connection = await pool.connect(address.target, connect_ms / 1000, provider.name)
-        limit = EMBEDDINGS_BODY_BYTES if outgoing.path == "embeddings" else BODY_BYTES
-        call = self._call(connection, pool.loop, provider.name, deadlines, start_s, limit)
-        call.secret = key.encode() if len(key) >= SHORTEST_SECRET else b""
+        call = self._call(connection, pool.loop, provider.name, deadlines, start_s, address.body_limit, address.secret)
         outgoing.departure.gone = True
         try:
-            await call.ask(head, outgoing.body)
+            await call.ask(b"%bContent-Length: %d\r\n\r\n" % (head, len(outgoing.body)), outgoing.body)
             if 200 <= call.status <= 299 and _right(call.content_type, outgoing.stream) and not call.unknown_encoding:
                 return call
             failure = await _failure(call, provider.name, outgoing, key)
@@ -113,7 +116,7 @@ class HttpUpstream:
         return self._pool
 
     def _key(self, provider: Provider) -> str:
-        """The key to send; "" for a provider that has none. Errors name the reference and never the value."""
+        """The key to send; "" for a provider that has none."""
         if provider.auth == "none" or not provider.api_key:
             return ""  # a server on the owner's own machine wants none; one that does will say so with a 401
         try:
@@ -124,28 +127,34 @@ class HttpUpstream:
             raise _no_key(provider, f"cannot be resolved ({why})") from None
         if not key:
             raise _no_key(provider, "is not set or empty")
-        if not _VALUE.fullmatch(key) or key != key.strip():
-            raise _no_key(provider, "holds spaces at its ends, line breaks or characters that no key has")
         return key
 
-    def _address(self, pool: Pool, provider: Provider, path: str, stream: bool) -> _Address:
-        found = self._addresses.get((provider.base_url, path, stream))
+    def _address(self, pool: Pool, provider: Provider, key: str, outgoing: Outgoing) -> _Address:
+        sought = provider.base_url, provider.auth, key, outgoing.path, outgoing.stream
+        found = self._addresses.get(sought)
         if found is not None:
             return found
+        if not _VALUE.fullmatch(key) or key != key.strip():
+            raise _no_key(provider, "holds spaces at its ends, line breaks or characters that no key has")
         try:
-            head = _head(provider.base_url, path, stream)
-            made = _Address(pool.target(provider.base_url), head)
+            made = _Address(
+                target=pool.target(provider.base_url),
+                head=_head(provider.base_url, outgoing.path, outgoing.stream) + _authorization(provider, key),
+                secret=key.encode() if len(key) >= SHORTEST_SECRET else b"",
+                body_limit=EMBEDDINGS_BODY_BYTES if outgoing.path == "embeddings" else BODY_BYTES,
+            )
         except (ValueError, TypeError) as error:
             raise UpstreamError(
                 "connect", f"{provider.name}: base_url cannot be used: {clean(str(error))}", dispatched=False
             ) from error
         if len(self._addresses) >= _ADDRESSES:
             self._addresses.clear()
-        self._addresses[provider.base_url, path, stream] = made
+        self._addresses[sought] = made
         return made
 
 
 def _no_key(provider: Provider, why: str) -> UpstreamError:
+    """Names the reference and never the value."""
     return UpstreamError("auth", f"{provider.name}: the key {provider.api_key} {why}", dispatched=False)
 
 
@@ -179,16 +188,22 @@ def _head(base_url: str, path: str, stream: bool) -> bytes:
     return head.encode("ascii")
 
 
+def _authorization(provider: Provider, key: str) -> bytes:
+    if not key:
+        return b""
+    return (f"Authorization: Bearer {key}\r\n" if provider.auth == "bearer" else f"x-api-key: {key}\r\n").encode(
+        "ascii"
+    )
+
+
 def _headers(outgoing: Outgoing, key: str) -> bytes:
-    """The rest of the head: the key, the codec's own headers, the length."""
+    """The codec's own headers."""
     lines = ""
-    if key:
-        lines = f"Authorization: Bearer {key}\r\n" if outgoing.provider.auth == "bearer" else f"x-api-key: {key}\r\n"
     for name, value in outgoing.headers:
         if not _NAME.fullmatch(name) or name.lower() in _OURS or not _VALUE.fullmatch(value):
             raise UpstreamError("rejected", f"the header {clean(name, key, 60)!r} cannot be sent on", dispatched=False)
         lines += f"{name}: {value}\r\n"
-    return f"{lines}Content-Length: {len(outgoing.body)}\r\n\r\n".encode("latin-1")
+    return lines.encode("ascii")
 
 
 def _version() -> str:
@@ -203,6 +218,7 @@ def _version() -> str:
 # ------------------------------------------------------------------------------------------------ what comes back
 
 
+@functools.lru_cache(maxsize=64)
 def _right(content_type: str, stream: bool) -> bool:
     kind = content_type.partition(";")[0].strip().lower()
     if stream:

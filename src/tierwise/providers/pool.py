@@ -18,6 +18,7 @@ from typing import Any, cast
 
 import aiohttp
 from aiohttp.client_proto import ResponseHandler
+from aiohttp.client_reqrep import ConnectionKey
 from aiohttp.connector import AddrInfoType, Connection
 from yarl import URL
 
@@ -50,6 +51,7 @@ class Line(ResponseHandler):
         self._portion = portion
         self.used = False
         self.body: aiohttp.StreamReader | None = None
+        self._held = False  # reading was paused since the request went out
         self._quiet: select.poll | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -70,6 +72,16 @@ class Line(ResponseHandler):
         if body is not None and not body.is_eof() and body.exception() is None:
             body.set_exception(aiohttp.ClientPayloadError("the body's framing is broken"))
 
+    def pause_reading(self) -> None:
+        self._held = True
+        super().pause_reading()
+
+    def resume_reading(self, resume_parser: bool = True) -> None:
+        # aiohttp's body says this after every read. What was never paused has nothing to resume; what was may have left
+        # bytes in the parser, also after it was resumed.
+        if self._held:
+            super().resume_reading(resume_parser)
+
     def fit(self) -> bool:
         """Whether a connection from the pool can carry another call.
 
@@ -85,6 +97,7 @@ class Line(ResponseHandler):
         """A fresh parser for the reply to one request."""
         self.used = True
         self.body = None
+        self._held = False
         self.set_response_params(
             read_until_eof=True,
             auto_decompress=False,
@@ -93,6 +106,14 @@ class Line(ResponseHandler):
             max_field_size=HEADER_LINE_BYTES,
             max_headers=HEADER_LINES,
         )
+
+
+class Target(aiohttp.ClientRequest):
+    """Where a provider is, for the connector. Never sent itself."""
+
+    @functools.cached_property
+    def connection_key(self) -> ConnectionKey:  # which aiohttp makes anew for every call
+        return super().connection_key
 
 
 class Portions(asyncio.BufferedProtocol):
@@ -130,10 +151,10 @@ class Pool:
         portion = memoryview(bytearray(PORTION_BYTES))  # shared by all: the loop fills it and has it read in one step
         self._connector._factory = functools.partial(Line, loop=self.loop, portion=portion)  # type: ignore[assignment]
 
-    def target(self, url: str) -> aiohttp.ClientRequest:
+    def target(self, url: str) -> Target:
         """What `connect` wants to know of an address; made once per provider. Raises ValueError, UpstreamError."""
         secure = url.startswith("https:")
-        return aiohttp.ClientRequest("POST", URL(url), loop=self.loop, ssl=self._context() if secure else True)
+        return Target("POST", URL(url), loop=self.loop, ssl=self._context() if secure else True)
 
     def _context(self) -> ssl.SSLContext:
         """The system's certificates, or those of SSL_CERT_FILE; read once, when the first https provider is called."""
@@ -142,7 +163,7 @@ class Pool:
             self._tls.set_alpn_protocols(["http/1.1"])
         return self._tls
 
-    async def connect(self, target: aiohttp.ClientRequest, connect_s: float, name: str) -> Connection:
+    async def connect(self, target: Target, connect_s: float, name: str) -> Connection:
         """A connection ready for one call. Raises UpstreamError with `dispatched` False."""
         try:
             while True:
