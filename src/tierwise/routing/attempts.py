@@ -16,17 +16,19 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from tierwise import wire
 from tierwise.core.attempt import HELPER_CHARACTERS, HELPER_TOKENS
 from tierwise.core.budget import UNKNOWN_NANO, Charge, Denial, Hold
 from tierwise.core.catalogue import Model, Provider
 from tierwise.core.episode import Call, Episode, Failed, Replied, Serve
 from tierwise.core.money import Service, Usage
 from tierwise.core.ports import Departure, Ledger, Outgoing, UpstreamError
+from tierwise.core.request import Request
 from tierwise.core.shadow import exploring
 from tierwise.core.snapshot import Snapshot
 from tierwise.core.weigh import NAME_LETTERS, billed_model, charged_nano, expected_nano
 from tierwise.routing.ratios import Measured, language_of
-from tierwise.wire.contract import Reply, Sent
+from tierwise.wire.contract import Garbled, Reply, Sent
 
 if TYPE_CHECKING:
     from tierwise.routing.books import Books
@@ -84,6 +86,10 @@ class Attempt:
 
     `stepped`: an earlier call of this request has made its step. `counted`: this one reached a model, and was one."""
 
+    dispatched = False
+    closed = False
+    counted = False
+
     def __init__(
         self,
         ledger: Ledger,
@@ -102,13 +108,11 @@ class Attempt:
         self.call = call
         self.payer = exploring(episode.payer) if call.explored else episode.payer
         self.model: Model = snapshot.catalogue.models[call.model]
+        self.language = language_of(episode.features)
         self.id = f"{episode.id}.{number}"
         self.began = time.monotonic()
         self.departure = Departure()
-        self.dispatched = False
-        self.closed = False
         self.stepped = stepped
-        self.counted = False
 
     async def hold(self) -> Denial | None:
         hints, call = self.episode.hints, self.call
@@ -146,8 +150,8 @@ class Attempt:
         if not isinstance(self.call.about, Serve):
             tokens = min(tokens, HELPER_CHARACTERS)
         # Never above what was held for it, whatever was learned from other prompts.
-        expected = self.books.ratios.expected(self.model.id, language_of(features), tokens)
-        return min(expected, max(features.input_bound_tokens, 1))
+        expected, bound = self.books.ratios.expected(self.model.id, self.language, tokens), features.input_bound_tokens
+        return expected if expected <= bound else max(bound, 1)
 
     async def measured(self, text: str) -> Measured:
         """The tokens of what this model wrote. Off the event loop."""
@@ -191,8 +195,7 @@ class Attempt:
     def _learn(self, usage: Usage, wrote: str) -> None:
         """Of plain text only: what a picture or a file counts is no matter of tokenizers, nor is what nobody was
         shown of a model's thoughts."""
-        features, ratios = self.episode.features, self.books.ratios
-        language = language_of(features)
+        features, ratios, language = self.episode.features, self.books.ratios, self.language
         if isinstance(self.call.about, Serve) and not self.call.about.drafts:
             if not (features.images or features.audio or features.documents or features.references):
                 ratios.learn(self.model.id, language, features.input_tokens, usage.prompt_tokens)
@@ -295,6 +298,15 @@ async def counted(attempt: Attempt, usage: Usage | None, output: str) -> Usage:
 def is_told(usage: Usage, *, wrote: bool) -> bool:
     """Whether a provider's usage says what it read, and what it wrote where it wrote anything."""
     return usage.prompt_tokens > 0 and (usage.completion_tokens > 0 or not wrote)
+
+
+def reply_of(body: bytes, spoken: str, asked: Request | None, *, compared: bool) -> Reply:
+    """The reply in this body, `asked` and `compared` as in `wire.read_reply`. Raises UpstreamError."""
+    try:
+        return wire.read_reply(spoken, body, asked, compared=compared)
+    except Garbled as error:
+        told = error.usage if error.usage is not None and is_told(error.usage, wrote=True) else None
+        raise UpstreamError(error.kind, str(error), status=200, body=body, usage=told) from None
 
 
 def failed_event(attempt: Attempt, error: UpstreamError, after_ms: int) -> Failed:

@@ -85,19 +85,22 @@ class Books:
 
     def end(self, trace: Trace, status: Status, code: str = "") -> None:
         """Write the story down. Never waits, never fails the request."""
-        prompt = trace.request.body.decode("utf-8", "replace") if self.store_texts else None
-        record = trace.record(status, code, prompt=prompt)
+        snapshot, texts = trace.snapshot, self.store_texts
+        record = trace.record(status, code, prompt=trace.request.body.decode("utf-8", "replace") if texts else None)
         self.tally.count(record)
-        self.shares.note(record, trace.snapshot.policies[trace.episode.policy].dear_rise)
-        later = trace.snapshot.grams and not trace.snapshot.reads_grams and trace.episode.kind == "chat"
-        words = asked(trace.request.prompt) if later else ""
-        self.journal.write(record if self.store_texts else _wordless(record), words)
+        episode = record.episode
+        self.shares.note(record, snapshot.policies[episode.policy].dear_rise)
+        later = snapshot.grams and not snapshot.reads_grams and episode.kind == "chat"
+        self.journal.write(record if texts else _wordless(record), asked(trace.request.prompt) if later else "")
 
 
 def _wordless(record: Record) -> Record:
     """Without what providers said of a failure: it may quote the prompt."""
     events = record.episode.events
-    if not any(isinstance(event, Failed) and event.message for event in events):
+    for event in events:
+        if isinstance(event, Failed) and event.message:
+            break
+    else:
         return record
     replace = msgspec.structs.replace
     told = tuple(replace(event, message="") if isinstance(event, Failed) else event for event in events)

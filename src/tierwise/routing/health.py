@@ -84,7 +84,9 @@ class Health:
 
     def first(self, provider: str) -> None:
         """A first attempt earns its share of a retry."""
-        self._earned[provider] = min(_FULL, self._earned.get(provider, _FULL) + 1)
+        earned = self._earned.get(provider, _FULL)
+        if earned < _FULL:
+            self._earned[provider] = earned + 1
 
     def take_retry(self, provider: str) -> bool:
         """Whether the provider may be asked once more; takes the retry when it may."""

@@ -26,7 +26,7 @@ from tierwise.routing.spelling import LEAST, MOST, Report, Spelling
 _log = logging.getLogger("tierwise")
 
 # Of prompts.
-STEADY = 0.05  # share of the newest report once there are many
+MANY = 20  # reports, what we begin with among them: from then on the newest has a share of one in so many
 LEAST_TOKENS = 32  # of a shorter text the provider's own frame is too large a part
 _SETTLED = 8  # reports from which on one alone may not say that the ratio is more than _STEP times another
 _STEP = 1.5
@@ -73,8 +73,9 @@ class Ratio(msgspec.Struct, frozen=True):
                 seen = value * _STEP
             elif seen < value / _STEP:
                 seen = value / _STEP
-        share = 1.0 / (reports + 2) if reports + 2 < 1.0 / STEADY else STEADY
-        return Ratio(value + (seen - value) * share, reports + 1)
+        reports += 1
+        share = 1.0 / (reports + 1 if reports + 1 < MANY else MANY)
+        return Ratio(value + (seen - value) * share, reports)
 
 
 class Measured(msgspec.Struct, frozen=True):
@@ -122,10 +123,11 @@ class Ratios:
         have made is of something else."""
         if estimated < LEAST_TOKENS or not LEAST * estimated <= reported <= MOST * estimated:
             return
-        seen = reported / estimated
-        overall = self._prompts.get((model, "*")) or Ratio()
-        own = self._prompts.get((model, language)) or Ratio(overall.value)
-        self._prompts[model, "*"], self._prompts[model, language] = overall.after(seen), own.after(seen)
+        seen, prompts = reported / estimated, self._prompts
+        every, those = (model, "*"), (model, language)
+        overall = prompts.get(every) or Ratio()
+        own = prompts.get(those) or Ratio(overall.value)
+        prompts[every], prompts[those] = overall.after(seen), own.after(seen)
 
     def of(self, model: str, language: str = "*") -> Ratio:
         """What is known of this model's prompts; in a language that no prompt was in, what is of all of them."""
@@ -134,7 +136,9 @@ class Ratios:
 
     def expected(self, model: str, language: str, estimated: int) -> int:
         """Our estimate of a prompt in the tokens of this model; at least 1."""
-        return max(1, math.ceil(estimated * self.of(model, language).value))
+        found = self._prompts.get((model, language)) or self.of(model, language)
+        tokens = math.ceil(estimated * found.value)
+        return tokens if tokens > 1 else 1
 
     # -------------------------------------------------------------------------------------------- replies
 

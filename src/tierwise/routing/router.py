@@ -35,10 +35,10 @@ from tierwise.core.episode import (
 )
 from tierwise.core.errors import Closed, RequestError, Unknown
 from tierwise.core.policy import Cascade
-from tierwise.core.ports import Feedback, Incoming, Journal, Ledger, Record, Upstream, UpstreamError
+from tierwise.core.ports import Feedback, Journal, Ledger, Record, Upstream, UpstreamError
 from tierwise.core.request import Hints, Payer, Request
 from tierwise.core.snapshot import Snapshot, dump
-from tierwise.routing.attempts import Attempt, counted, failed_event, is_told, outgoing_of, replied_event, since_ms
+from tierwise.routing.attempts import Attempt, counted, failed_event, outgoing_of, replied_event, reply_of, since_ms
 from tierwise.routing.books import Books
 from tierwise.routing.door import open_episode
 from tierwise.routing.health import Health
@@ -47,7 +47,7 @@ from tierwise.routing.idempotency import Once
 from tierwise.routing.refusals import refusal_error
 from tierwise.routing.streams import Streamed
 from tierwise.routing.trace import Trace
-from tierwise.wire.contract import Garbled, Reply, Sent, Shape
+from tierwise.wire.contract import Reply, Sent, Shape
 
 _log = logging.getLogger("tierwise")
 # `decide` ends every story by its own limits; this only keeps a defect of ours from asking for ever.
@@ -207,25 +207,31 @@ class Router:
                 trace.own_ms = (time.monotonic() - trace.started) * 1_000
             trace.decisions.append(decision)
             match decision.step:
-                case Answer(event=event):
-                    return self._deliver(trace, replies[event], event)
-                case Refuse() as refuse:
-                    raise refusal_error(
-                        refuse, trace.snapshot, trace.episode, decision.candidates, self.health, self.budget_status
-                    )
                 case Call() as call:
                     outcome = await self._perform(trace, call, replies)
                     if isinstance(outcome, Streamed):
                         return outcome
                     trace.add(outcome)
-                    if isinstance(outcome, Replied) and call.final:
+                    if call.final and isinstance(outcome, Replied):
                         # Final means: delivered whatever it is. There is nothing left to decide.
-                        event = len(trace.episode.events) - 1
-                        return self._deliver(trace, replies[event], event)
+                        return self._deliver(trace, replies[len(trace.episode.events) - 1], outcome)
+                case Answer(event=event):
+                    chosen = trace.episode.events[event]
+                    assert isinstance(chosen, Replied)  # noqa: S101  # `decide` answers with replies only
+                    return self._deliver(trace, replies[event], chosen)
+                case Refuse() as refuse:
+                    raise refusal_error(
+                        refuse,
+                        trace.snapshot,
+                        trace.episode,
+                        decision.candidates,
+                        self.books.health,
+                        self.budget_status,
+                    )
         raise RuntimeError(f"decision {trace.episode.id} did not end within {MAX_STEPS} steps")
 
     def _open(self, request: Request, payer: Payer, grants: tuple[str, ...], snapshot: Snapshot) -> Episode:
-        resting = self.health.resting()
+        resting = self.books.health.resting()
         episode = open_episode(request, payer, grants, snapshot, self.ledger, resting, self._now, self._draw)
         return self.books.shares.opened(episode, snapshot.policies[episode.policy].dear_rise)
 
@@ -245,11 +251,11 @@ class Router:
     async def _perform(self, trace: Trace, call: Call, replies: dict[int, Reply]) -> Event | Streamed:
         model = trace.snapshot.catalogue.models[call.model]
         if call.again:
-            if not self.health.take_retry(model.provider):
+            if not self.books.health.take_retry(model.provider):
                 denial = Denial(scope="retry_budget", code="retry_budget")
                 return _denied(trace, call, denial)
         else:
-            self.health.first(model.provider)
+            self.books.health.first(model.provider)
         if call.wait_ms:
             await asyncio.sleep(call.wait_ms / 1_000)
         if isinstance(call.about, Ask):
@@ -276,18 +282,21 @@ class Router:
             handed_over = isinstance(result, Streamed)
             return result
         finally:
-            if not handed_over:
+            if not handed_over and not attempt.closed:
                 trace.spend(attempt.abandon())
-            trace.stepped = trace.stepped or attempt.counted
+            if attempt.counted:
+                trace.stepped = True
 
     async def _ask(self, trace: Trace, attempt: Attempt, replies: dict[int, Reply]) -> Event | Streamed:
         call, model = attempt.call, attempt.model
         provider = trace.snapshot.catalogue.providers[model.provider]
-        live = trace.request.stream and call.final and isinstance(call.about, Serve)
+        serves = isinstance(call.about, Serve)
+        live = trace.request.stream and call.final and serves
         sent = self._write(trace, call, model, provider, live, replies)
         outgoing = outgoing_of(attempt, provider, sent, stream=live)
         began = time.monotonic()
-        trace.routed = model.id if isinstance(call.about, Serve) else trace.routed
+        if serves:
+            trace.routed = model.id
         try:
             incoming = await self.upstream.send(outgoing)
             attempt.dispatched = True
@@ -297,12 +306,14 @@ class Router:
                 await streamed.begin()
                 return streamed
             try:
-                reply = await self._read(incoming, trace, provider, sent, call)
+                body = await incoming.read()
+                asked = trace.request if serves else None
+                reply = reply_of(body, wire.wire_of(provider, sent.path), asked, compared=serves and not call.final)
             finally:
                 incoming.close()
         except UpstreamError as error:
             return self._failed(trace, attempt, error)
-        self.health.answered(model.id)
+        self.books.health.answered(model.id)
         trace.lose(sent.lost)
         return await self._replied(trace, attempt, reply, began, replies)
 
@@ -324,19 +335,9 @@ class Router:
             default_max_tokens=model.max_output_tokens,
             reasoning="reasoning" in model.abilities,
             logprobs=by_confidence and "logprobs" in model.abilities,
-            drafts=tuple(replies[event].text for event in call.about.drafts),
+            drafts=tuple(replies[event].text for event in call.about.drafts) if call.about.drafts else (),
         )
         return wire.write(trace.request, provider, shape)
-
-    async def _read(self, incoming: Incoming, trace: Trace, provider: Provider, sent: Sent, call: Call) -> Reply:
-        body = await incoming.read()
-        try:
-            asked = trace.request if isinstance(call.about, Serve) else None
-            compared = asked is not None and not call.final
-            return wire.read_reply(wire.wire_of(provider, sent.path), body, asked, compared=compared)
-        except Garbled as error:
-            told = error.usage if error.usage is not None and is_told(error.usage, wrote=True) else None
-            raise UpstreamError(error.kind, str(error), status=200, body=body, usage=told) from None
 
     async def _replied(
         self, trace: Trace, attempt: Attempt, reply: Reply, began: float, replies: dict[int, Reply]
@@ -375,16 +376,14 @@ class Router:
 
     # -------------------------------------------------------------------------------------------- the end
 
-    def _deliver(self, trace: Trace, reply: Reply, event: int) -> Answered:
-        replied = trace.episode.events[event]
-        assert isinstance(replied, Replied)  # noqa: S101  # `decide` answers with replies only
+    def _deliver(self, trace: Trace, reply: Reply, replied: Replied) -> Answered:
+        request, episode = trace.request, trace.episode
         trace.delivered(replied)
         trace.lose(reply.lost)
-        if trace.money.left_nano is not None:
-            trace.left_nano = max(self.ledger.left_nano(trace.episode.payer, trace.episode.hints) or 0, 0)
-        bill = trace.bill(None)
-        stream = trace.request.stream
-        body = (wire.deliver_stream if stream else wire.deliver)(trace.request, reply, bill)
+        if episode.money.left_nano is not None:
+            trace.left_nano = max(self.ledger.left_nano(episode.payer, episode.hints) or 0, 0)
+        stream = request.stream
+        body = (wire.deliver_stream if stream else wire.deliver)(request, reply, trace.bill(None))
         if self.books.store_texts:
             trace.reply_text = reply.text
         self.shadows.follow(trace, self.ledger, reply.text)

@@ -22,9 +22,9 @@ from tierwise.core.episode import Answer, Call, Decision, Failed, Grade, Replied
 from tierwise.core.errors import TierwiseError
 from tierwise.core.ports import Ledger, Outgoing, Upstream, UpstreamError
 from tierwise.core.shadow import alone, explores
-from tierwise.routing.attempts import Attempt, counted, failed_event, is_told, outgoing_of, replied_event, since_ms
+from tierwise.routing.attempts import Attempt, counted, failed_event, outgoing_of, replied_event, reply_of, since_ms
 from tierwise.routing.helpers import question, read_score
-from tierwise.wire.contract import Garbled, Reply, Sent, Shape
+from tierwise.wire.contract import Reply, Sent, Shape
 
 if TYPE_CHECKING:
     from tierwise.routing.books import Books
@@ -162,7 +162,8 @@ class _Story:
                 outgoing = outgoing_of(attempt, provider, sent, stream=False)
                 body = await self._shadows.send(outgoing)
                 attempt.dispatched = True
-                reply = self._read(body, wire.wire_of(provider, sent.path), graded=isinstance(call.about, Grade))
+                asked = None if isinstance(call.about, Grade) else trace.request
+                reply = reply_of(body, wire.wire_of(provider, sent.path), asked, compared=asked is not None)
             except UpstreamError as error:
                 # Counted, but no ground to let a model rest that people are waiting for.
                 self._books.tally.failed(call.model, error.kind)
@@ -207,13 +208,6 @@ class _Story:
             reasoning="reasoning" in model.abilities,
         )
         return wire.write(request, provider, shape)
-
-    def _read(self, body: bytes, spoken: str, *, graded: bool) -> Reply:
-        try:
-            return wire.read_reply(spoken, body, None if graded else self._trace.request, compared=not graded)
-        except Garbled as error:
-            usage = error.usage if error.usage is not None and is_told(error.usage, wrote=True) else None
-            raise UpstreamError(error.kind, str(error), status=200, body=body, usage=usage) from None
 
     def _keep(self, event: Replied | Failed | Told) -> None:
         episode = self._trace.episode

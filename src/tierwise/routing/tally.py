@@ -52,12 +52,14 @@ class Tally:
         self.requests[episode.policy, model, outcome.status] += 1
         self.cost_nano[model] += outcome.cost_nano or 0
         self.baseline_nano[model] += outcome.baseline_nano or 0
-        self.input_tokens[model] += outcome.usage.prompt_tokens
-        self.output_tokens[model] += outcome.usage.completion_tokens
+        usage = outcome.usage
+        self.input_tokens[model] += usage.prompt_tokens
+        self.output_tokens[model] += usage.completion_tokens
         self.latency_ms.add(outcome.latency_ms)
         self.own_ms.add(outcome.own_ms)
         events = episode.events
-        self.escalations += len(events) > 1 and sum(isinstance(event, Replied) for event in events) > 1
+        if len(events) > 1 and sum(isinstance(event, Replied) for event in events) > 1:
+            self.escalations += 1
 
     def failed(self, model: str, kind: FailureKind) -> None:
         self.failures[model, kind] += 1

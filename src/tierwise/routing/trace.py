@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tierwise.core.budget import Balance, Lambda
 from tierwise.core.catalogue import Model
-from tierwise.core.episode import Decision, Denied, Episode, Event, Failed, Replied, Told
+from tierwise.core.episode import Decision, Denied, Episode, Event, Replied
 from tierwise.core.money import NANO_PER_USD, Usage
 from tierwise.core.ports import Outcome, Record, Status
 from tierwise.core.request import Request
@@ -17,33 +17,32 @@ from tierwise.wire.contract import Bill
 class Trace:
     """The one mutable thing of a request: its episode so far, the decisions taken and the money spent."""
 
+    # How each begins.
+    lost: tuple[str, ...] = ()
+    own_ms = 0.0
+    routed = ""
+    served = ""
+    billed = ""
+    usage = Usage()
+    first_token_ms: int | None = None
+    attempts = 0
+    stepped = False  # a call of this request has reached a model
+    cost_nano: int | None = 0
+    baseline_nano: int | None = None
+    reply_text: str | None = None
+    left_nano: int | None = None  # what remains to the payer when the reply is whole
+
     def __init__(self, snapshot: Snapshot, request: Request, episode: Episode, started: float) -> None:
         self.snapshot = snapshot
         self.request = request
         self.episode = episode
         self.started = started
         self.decisions: list[Decision] = []
-        self.lost: tuple[str, ...] = ()
-        self.own_ms = 0.0
-        self.routed = ""
-        self.served = ""
-        self.billed = ""
-        self.usage = Usage()
-        self.first_token_ms: int | None = None
-        self.attempts = 0
-        self.stepped = False  # a call of this request has reached a model
-        self.cost_nano: int | None = 0
-        self.baseline_nano: int | None = None
-        self.reply_text: str | None = None
-        self.left_nano: int | None = None  # what remains to the payer when the reply is whole
 
     def add(self, event: Event) -> None:
         self.episode = self.episode.then(event)
-        match event:
-            case Replied(cost_nano=cost) | Failed(cost_nano=cost) | Told(cost_nano=cost):
-                self.spend(cost)
-            case Denied():
-                pass
+        if not isinstance(event, Denied):
+            self.spend(event.cost_nano)
 
     def spend(self, cost: int | None) -> None:
         # One unpriced attempt makes the sum unknown: unknown is never added as zero.
@@ -57,16 +56,18 @@ class Trace:
 
     def lose(self, lost: tuple[str, ...]) -> None:
         """What could not be translated, each thing once."""
-        self.lost = tuple(dict.fromkeys((*self.lost, *lost)))
+        if lost:
+            self.lost = tuple(dict.fromkeys((*self.lost, *lost)))
 
     def note_served(self, model: Model, served: str, billed: str) -> None:
         """Flag a provider that ran another model than the one it was asked for."""
         if billed != model.id:
-            self.lost = (*self.lost, f"{model.provider} ran {served[:200]} and not {model.name}; billed as {billed}")
+            self.lose((f"{model.provider} ran {served[:200]} and not {model.name}; billed as {billed}",))
 
     def baseline(self, usage: Usage) -> int | None:
         """What the same tokens would have cost on the baseline model."""
-        model = self.snapshot.catalogue.models.get(self.snapshot.catalogue.baseline)
+        catalogue = self.snapshot.catalogue
+        model = catalogue.models.get(catalogue.baseline)
         if model is None or model.kind != self.episode.kind:
             return None
         return charged_nano(model, self.episode, usage)
@@ -131,8 +132,9 @@ class Trace:
         )
 
     def simulated(self) -> bool:
-        model = self.snapshot.catalogue.models.get(self.routed)
-        return model is not None and self.snapshot.catalogue.providers[model.provider].wire == "simulated"
+        catalogue = self.snapshot.catalogue
+        model = catalogue.models.get(self.routed)
+        return model is not None and catalogue.providers[model.provider].wire == "simulated"
 
 
 def tightest_of(balances: tuple[Balance, ...]) -> tuple[int, Balance] | None:
