@@ -276,7 +276,7 @@ class Call:
             return
         self._ended = True
         self._timer.cancel()
-        self._line.body = None
+        self._line.done()
         self._connection.release()
 
     # ------------------------------------------------------------------------------------------ letting go
@@ -293,7 +293,7 @@ class Call:
     def _abort(self) -> None:
         self._ended = True
         self._timer.cancel()
-        self._line.body = None
+        self._line.done()
         transport = self._line.transport
         if transport is not None:
             transport.abort()  # close() would first flush a large request to a provider that may never read it

@@ -3,23 +3,28 @@
 aiohttp's connector does what it is good at (pool, DNS cache, TLS, happy eyeballs, the C parser). Its ClientSession is
 left out on purpose: with cookies, redirects, netrc and proxies refused, what remains of it is an object per layer per
 request, 60 µs of CPU for a 1 kB call where all of ours is 31 (uvloop, 2026), and it does not say when bytes went out.
-Used of aiohttp beyond its documented face, and therefore pinned in pyproject: `TCPConnector.connect` and `_factory`,
-`ResponseHandler.set_response_params`, `should_close` and `read`.
+A connection is ours as well (`Line`): aiohttp's own knows websockets, a read timeout and a queue of replies, and costs
+three times as much for each. Used of aiohttp beyond its documented face, and therefore pinned in pyproject:
+`TCPConnector.connect` and `_factory`, the parser of replies, and what both ask of a connection.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import select
 import socket
 import ssl
+from collections import deque
+from collections.abc import Callable
 from typing import Any, cast
 
 import aiohttp
-from aiohttp.client_proto import ResponseHandler
 from aiohttp.client_reqrep import ConnectionKey
 from aiohttp.connector import AddrInfoType, Connection
+from aiohttp.http import HttpProcessingError, HttpResponseParser, RawResponseMessage
+from aiohttp.tcp_helpers import tcp_nodelay
 from yarl import URL
 
 from tierwise.core.ports import UpstreamError
@@ -38,49 +43,40 @@ READ_BUFFER_BYTES = 16 * 1024
 PORTION_BYTES = 16 * 1024
 _NO_TRACES: list[Any] = []
 
+Head = tuple[RawResponseMessage, aiohttp.StreamReader]  # of a reply, and its body to come
+
 
 class Forbidden(OSError):
     """The name or address in a provider's row leads to an address that we never connect to."""
 
 
-class Line(ResponseHandler):
-    """One connection. Knows whether it has been used before, and the body that it is carrying."""
+class Line(asyncio.BufferedProtocol):
+    """One connection and the replies on it, one after the other: what the connector keeps, what the socket feeds, and
+    what the bodies of replies hold on to."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, portion: memoryview) -> None:
-        super().__init__(loop)
-        self._portion = portion
-        self.used = False
-        self.body: aiohttp.StreamReader | None = None
-        self._held = False  # reading was paused since the request went out
-        self._quiet: select.poll | None = None
+    transport: asyncio.Transport | None = None
+    used = False
+    body: aiohttp.StreamReader | None = None  # that is being carried
+    _parser: HttpResponseParser | None = None  # of the reply under way, anew for each
+    _early = b""  # that came when nothing had been asked
+    _spent = False  # it can carry no other call
+    _held = False  # reading was paused since the request went out
+    _reading_paused = False
+    _error: BaseException | None = None
+    _reader: asyncio.Future[None] | None = None
+    _closed: asyncio.Future[None] | None = None
+    _quiet: select.poll | None = None
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        super().connection_made(transport)
-        cast("asyncio.Transport", transport).set_protocol(Portions(self, self._portion))
-        if transport.get_extra_info("sslcontext") is not None:  # what is still encrypted waits there as well
-            cast("Any", transport).set_read_buffer_limits(high=PORTION_BYTES)
-        connected = transport.get_extra_info("socket")
-        if connected is not None:
-            self._quiet = select.poll()
-            self._quiet.register(connected.fileno(), select.POLLIN)
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        portion: memoryview,
+        new_parser: Callable[[Line], HttpResponseParser],
+    ) -> None:
+        self._loop, self._portion, self._new_parser = loop, portion, new_parser
+        self._heads: deque[Head] = deque()
 
-    def connection_lost(self, exc: BaseException | None) -> None:
-        self._quiet = None  # the number may be another connection's by now
-        super().connection_lost(exc)
-        # After a body that cannot be parsed aiohttp forgets it without a word, and its reader would wait forever.
-        body, self.body = self.body, None
-        if body is not None and not body.is_eof() and body.exception() is None:
-            body.set_exception(aiohttp.ClientPayloadError("the body's framing is broken"))
-
-    def pause_reading(self) -> None:
-        self._held = True
-        super().pause_reading()
-
-    def resume_reading(self, resume_parser: bool = True) -> None:
-        # aiohttp's body says this after every read. What was never paused has nothing to resume; what was may have left
-        # bytes in the parser, also after it was resumed.
-        if self._held:
-            super().resume_reading(resume_parser)
+    # ------------------------------------------------------------------------------------------ for a call
 
     def fit(self) -> bool:
         """Whether a connection from the pool can carry another call.
@@ -89,23 +85,156 @@ class Line(ResponseHandler):
         answer to the next request, so such a connection is not used again. The loop may not have read it yet:
         asking the kernel costs 2 µs and closes most of the race with a provider that hangs up on idle connections.
         """
-        if self.should_close or self.transport is None:
+        if self.transport is None or self.should_close:
             return False
         return self._quiet is not None and not self._quiet.poll(0)
 
     def prepare(self) -> None:
         """A fresh parser for the reply to one request."""
         self.used = True
-        self.body = None
         self._held = False
-        self.set_response_params(
-            read_until_eof=True,
-            auto_decompress=False,
-            read_bufsize=READ_BUFFER_BYTES,
-            max_line_size=HEADER_LINE_BYTES,
-            max_field_size=HEADER_LINE_BYTES,
-            max_headers=HEADER_LINES,
-        )
+        self._parser = self._new_parser(self)
+        if self._early:
+            early, self._early = self._early, b""
+            self._parse(early)
+
+    async def read(self) -> Head:
+        """The head of the next reply. Raises what ended the connection before it."""
+        if not self._heads and self._error is None:
+            self._reader = self._loop.create_future()
+            try:
+                await self._reader
+            finally:
+                self._reader = None
+        if self._heads:
+            return self._heads.popleft()
+        raise self._error or aiohttp.ServerDisconnectedError()
+
+    def done(self) -> None:
+        """The call is over: whatever comes from now on, nobody asked for."""
+        self.body = self._parser = None
+
+    def exception(self) -> BaseException | None:
+        """What ended the connection."""
+        return self._error
+
+    def set_exception(self, error: BaseException) -> None:
+        """No reply comes any more: whoever waits for its head hears this."""
+        self._spent = True
+        self._error = error
+        self._wake()
+
+    def _wake(self) -> None:
+        if self._reader is not None and not self._reader.done():
+            self._reader.set_result(None)
+
+    # ------------------------------------------------------------------------------------------ for the socket
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = made = cast("asyncio.Transport", transport)
+        tcp_nodelay(made, True)
+        if transport.get_extra_info("sslcontext") is not None:  # what is still encrypted waits there as well
+            cast("Any", transport).set_read_buffer_limits(high=PORTION_BYTES)
+        connected = transport.get_extra_info("socket")
+        if connected is not None:
+            self._quiet = select.poll()
+            self._quiet.register(connected.fileno(), select.POLLIN)
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return self._portion
+
+    def buffer_updated(self, nbytes: int) -> None:
+        self._parse(bytes(self._portion[:nbytes]))
+
+    def _parse(self, data: bytes) -> None:
+        if self._parser is None:
+            self._early += data
+            if self.used or len(self._early) > READ_BUFFER_BYTES:
+                self.close()
+            return
+        try:
+            replies, upgraded, _ = self._parser.feed_data(data)
+        except Exception as error:
+            if self.transport is not None:
+                self.transport.close()
+            self.set_exception(error if isinstance(error, HttpProcessingError) else HttpProcessingError())
+            return
+        if upgraded:
+            self._spent, self._parser = True, None
+        if replies:
+            self._heads.extend(replies)
+            message, self.body = replies[-1]
+            if message.should_close:
+                self._spent = True
+            self._wake()
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        self._quiet = None  # the number may be another connection's by now
+        self.transport = None
+        body, parser = self.body, self._parser
+        self.done()
+        if parser is not None:
+            with contextlib.suppress(Exception):
+                parser.feed_eof()  # which ends a body that was to end with its connection
+        if body is not None and not body.is_eof() and body.exception() is None:
+            body.set_exception(aiohttp.ClientPayloadError("the body's framing is broken"))
+        if self._error is None:
+            self.set_exception(exc or aiohttp.ServerDisconnectedError())
+        if self._closed is not None and not self._closed.done():
+            self._closed.set_result(None)
+
+    # ------------------------------------------------------------------------------------------ for a body
+
+    @property
+    def connected(self) -> bool:
+        return self.transport is not None
+
+    def pause_reading(self) -> None:
+        self._held = self._reading_paused = True
+        if self._parser is not None:
+            self._parser.pause_reading()
+        if self.transport is not None:
+            with contextlib.suppress(RuntimeError):  # it is closing
+                self.transport.pause_reading()
+
+    def resume_reading(self, resume_parser: bool = True) -> None:
+        # A body says this after every read. What was never paused has nothing to resume; what was may have left bytes
+        # in the parser, also after it was resumed.
+        if not self._held:
+            return
+        self._reading_paused = False
+        if resume_parser and self._parser is not None:
+            self._parse(b"")
+        if not self._reading_paused and self.transport is not None:
+            with contextlib.suppress(RuntimeError):
+                self.transport.resume_reading()
+
+    # ------------------------------------------------------------------------------------------ for the connector
+
+    def is_connected(self) -> bool:
+        return self.transport is not None and not self.transport.is_closing()
+
+    @property
+    def should_close(self) -> bool:
+        return self._spent or bool(self._heads or self._early) or (self.body is not None and not self.body.is_eof())
+
+    @property
+    def closed(self) -> asyncio.Future[None] | None:
+        """Done when the socket is closed; None when it already was."""
+        if self._closed is None and self._error is None:
+            self._closed = self._loop.create_future()
+        return self._closed
+
+    def close(self) -> None:
+        self._spent = True
+        if self.transport is not None:
+            self.transport.close()
+            self.transport = None
+
+    def abort(self) -> None:
+        if self.transport is not None:
+            self.transport.abort()
+        self.close()
 
 
 class Target(aiohttp.ClientRequest):
@@ -114,24 +243,6 @@ class Target(aiohttp.ClientRequest):
     @functools.cached_property
     def connection_key(self) -> ConnectionKey:  # which aiohttp makes anew for every call
         return super().connection_key
-
-
-class Portions(asyncio.BufferedProtocol):
-    """Stands between the socket and its line, to say how much is read at once."""
-
-    def __init__(self, line: Line, portion: memoryview) -> None:
-        self._line = line
-        self._portion = portion
-        self.pause_writing = line.pause_writing  # type: ignore[method-assign]
-        self.resume_writing = line.resume_writing  # type: ignore[method-assign]
-        self.connection_lost = line.connection_lost  # type: ignore[method-assign]
-        self.eof_received = line.eof_received  # type: ignore[method-assign]
-
-    def get_buffer(self, sizehint: int) -> memoryview:
-        return self._portion
-
-    def buffer_updated(self, nbytes: int) -> None:
-        self._line.data_received(bytes(self._portion[:nbytes]))
 
 
 class Pool:
@@ -149,7 +260,18 @@ class Pool:
             socket_factory=_socket,
         )
         portion = memoryview(bytearray(PORTION_BYTES))  # shared by all: the loop fills it and has it read in one step
-        self._connector._factory = functools.partial(Line, loop=self.loop, portion=portion)  # type: ignore[assignment]
+        parser = functools.partial(
+            HttpResponseParser,
+            loop=self.loop,
+            limit=READ_BUFFER_BYTES,
+            payload_exception=aiohttp.ClientPayloadError,
+            read_until_eof=True,
+            auto_decompress=False,
+            max_line_size=HEADER_LINE_BYTES,
+            max_field_size=HEADER_LINE_BYTES,
+            max_headers=HEADER_LINES,
+        )
+        cast("Any", self._connector)._factory = functools.partial(Line, self.loop, portion, parser)
 
     def target(self, url: str) -> Target:
         """What `connect` wants to know of an address; made once per provider. Raises ValueError, UpstreamError."""
