@@ -108,7 +108,8 @@ class Call:
         self.headers = headers = message.headers
         self.content_type = headers.get("Content-Type", "")
         self._announced = headers.get("Content-Length")
-        self._framed = self._announced is not None or bool(message.chunked)
+        if self._announced is None and not message.chunked:
+            self._framed = False
         encoded = headers.get("Content-Encoding")
         if encoded:
             self._encoded(encoded.strip().lower())
@@ -132,10 +133,6 @@ class Call:
 
     async def read(self) -> bytes:
         """The whole body, at most `body_limit` bytes of it."""
-        announced = self._announced  # refused before a byte of it is read
-        if announced and not self._inflater:
-            if len(announced) <= 20 and announced.isdigit() and int(announced) > self.body_limit:
-                raise self._too_large(f"announces {announced} bytes")
         return self._at_once() or await self._gathered()
 
     def _at_once(self) -> bytes:
@@ -143,13 +140,21 @@ class Call:
         payload = self._payload
         if self._ended or self._inflater is not None or not payload.is_eof() or payload.exception() is not None:
             return b""
-        data = payload.read_nowait(-1)
-        if data:
-            self._taken_bytes += len(data)
-            self._finish()
+        data = b"".join(payload._buffer)  # which its own methods need a hundred steps to give
+        if not data:
+            return b""
+        if len(data) > self.body_limit:
+            raise self._too_large(f"is {len(data)} bytes")
+        payload._buffer.clear()
+        self._taken_bytes += len(data)
+        self._finish()
         return self._hidden(data)
 
     async def _gathered(self) -> bytes:
+        announced = self._announced  # refused before a byte of it is read
+        if announced and not self._inflater:
+            if len(announced) <= 20 and announced.isdigit() and int(announced) > self.body_limit:
+                raise self._too_large(f"announces {announced} bytes")
         first = await self._next()
         pieces, size = [first], len(first)
         while first:

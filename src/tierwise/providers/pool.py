@@ -59,7 +59,7 @@ class Line(asyncio.BufferedProtocol):
     body: aiohttp.StreamReader | None = None  # that is being carried
     _parser: HttpResponseParser | None = None  # of the reply under way, anew for each
     _early = b""  # that came when nothing had been asked
-    _spent = False  # it can carry no other call
+    should_close = False  # it can carry no other call
     _held = False  # reading was paused since the request went out
     _reading_paused = False
     _error: BaseException | None = None
@@ -111,7 +111,9 @@ class Line(asyncio.BufferedProtocol):
         raise self._error or aiohttp.ServerDisconnectedError()
 
     def done(self) -> None:
-        """The call is over: whatever comes from now on, nobody asked for."""
+        """The call is over: whatever comes from now on, and whatever came beside its reply, nobody asked for."""
+        if self._heads or (self.body is not None and not self.body.is_eof()):
+            self.should_close = True
         self.body = self._parser = None
 
     def exception(self) -> BaseException | None:
@@ -120,7 +122,7 @@ class Line(asyncio.BufferedProtocol):
 
     def set_exception(self, error: BaseException) -> None:
         """No reply comes any more: whoever waits for its head hears this."""
-        self._spent = True
+        self.should_close = True
         self._error = error
         self._wake()
 
@@ -160,12 +162,12 @@ class Line(asyncio.BufferedProtocol):
             self.set_exception(error if isinstance(error, HttpProcessingError) else HttpProcessingError())
             return
         if upgraded:
-            self._spent, self._parser = True, None
+            self.should_close, self._parser = True, None
         if replies:
             self._heads.extend(replies)
             message, self.body = replies[-1]
             if message.should_close:
-                self._spent = True
+                self.should_close = True
             self._wake()
 
     def connection_lost(self, exc: BaseException | None) -> None:
@@ -215,10 +217,6 @@ class Line(asyncio.BufferedProtocol):
         return self.transport is not None and not self.transport.is_closing()
 
     @property
-    def should_close(self) -> bool:
-        return self._spent or bool(self._heads or self._early) or (self.body is not None and not self.body.is_eof())
-
-    @property
     def closed(self) -> asyncio.Future[None] | None:
         """Done when the socket is closed; None when it already was."""
         if self._closed is None and self._error is None:
@@ -226,7 +224,7 @@ class Line(asyncio.BufferedProtocol):
         return self._closed
 
     def close(self) -> None:
-        self._spent = True
+        self.should_close = True
         if self.transport is not None:
             self.transport.close()
             self.transport = None

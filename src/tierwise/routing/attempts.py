@@ -75,8 +75,9 @@ def fingerprint(episode: Episode) -> str:
     long the conversation has grown. "" for what is no step of an agent: embeddings, and the first request of a
     conversation that no caller named, since strangers who begin alike are not one who repeats himself."""
     features, hints = episode.features, episode.hints
-    named = bool(hints.workflow) or not (hints.session or DERIVED).startswith(DERIVED)
-    if not features.tail_hash or not (named or features.replied):
+    if not features.tail_hash:
+        return ""
+    if not features.replied and not hints.workflow and (hints.session or DERIVED).startswith(DERIVED):
         return ""
     return blake2b(f"{features.template_hash} {features.tail_hash}".encode(), digest_size=12).hexdigest()
 

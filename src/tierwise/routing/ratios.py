@@ -26,7 +26,8 @@ from tierwise.routing.spelling import LEAST, MOST, Report, Spelling
 _log = logging.getLogger("tierwise")
 
 # Of prompts.
-MANY = 20  # reports, what we begin with among them: from then on the newest has a share of one in so many
+STEADY = 0.05  # share of the newest report once there are many
+_MANY = round(1.0 / STEADY) - 2
 LEAST_TOKENS = 32  # of a shorter text the provider's own frame is too large a part
 _SETTLED = 8  # reports from which on one alone may not say that the ratio is more than _STEP times another
 _STEP = 1.5
@@ -73,9 +74,8 @@ class Ratio(msgspec.Struct, frozen=True):
                 seen = value * _STEP
             elif seen < value / _STEP:
                 seen = value / _STEP
-        reports += 1
-        share = 1.0 / (reports + 1 if reports + 1 < MANY else MANY)
-        return Ratio(value + (seen - value) * share, reports)
+        share = STEADY if reports >= _MANY else 1.0 / (reports + 2)
+        return Ratio(value + (seen - value) * share, reports + 1)
 
 
 class Measured(msgspec.Struct, frozen=True):

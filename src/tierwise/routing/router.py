@@ -314,7 +314,8 @@ class Router:
         except UpstreamError as error:
             return self._failed(trace, attempt, error)
         self.books.health.answered(model.id)
-        trace.lose(sent.lost)
+        if sent.lost:
+            trace.lose(sent.lost)
         return await self._replied(trace, attempt, reply, began, replies)
 
     def _write(
@@ -324,9 +325,9 @@ class Router:
             graded = replies[call.about.of].text if not isinstance(call.about, Ask) else ""
             system, text = question(call.about, trace.request.prompt, graded)
             return wire.write_question(provider, model.name, system, text, HELPER_TOKENS)
-        policy = trace.snapshot.policies[trace.episode.policy]
         by_confidence = not call.final and any(
-            isinstance(plan, Cascade) and plan.accept.confidence is not None for plan in policy.plans.values()
+            isinstance(plan, Cascade) and plan.accept.confidence is not None
+            for plan in trace.snapshot.policies[trace.episode.policy].plans.values()
         )
         shape = Shape(
             model=model.name,
@@ -344,8 +345,9 @@ class Router:
     ) -> Event:
         usage = await counted(attempt, reply.usage, reply.output_text)
         paid = attempt.paid(usage, reply.served, reply.service, reply.output_text)
-        trace.note_served(attempt.model, reply.served, paid.billed)
         call = attempt.call
+        if paid.billed != call.model:
+            trace.note_served(attempt.model, reply.served, paid.billed)
         after_ms = since_ms(trace.started)
         match call.about:
             case Serve():
@@ -379,7 +381,8 @@ class Router:
     def _deliver(self, trace: Trace, reply: Reply, replied: Replied) -> Answered:
         request, episode = trace.request, trace.episode
         trace.delivered(replied)
-        trace.lose(reply.lost)
+        if reply.lost:
+            trace.lose(reply.lost)
         if episode.money.left_nano is not None:
             trace.left_nano = max(self.ledger.left_nano(episode.payer, episode.hints) or 0, 0)
         stream = request.stream

@@ -38,10 +38,10 @@ class Shares:
     def opened(self, episode: Episode, rise: float) -> Episode:
         """The same episode at the price of money that it has to be decided at. `rise`: as for `note`; whose share may
         rise as far as it likes pays no more for what the key owes elsewhere."""
-        money = self.money(episode.money, episode.payer.key)
-        if money is episode.money or rise >= 1.0 or not counts(episode):
+        standing = self.standings.get(episode.payer.key)
+        if standing is None or rise >= 1.0 or not counts(episode):
             return episode
-        return msgspec.structs.replace(episode, money=money)
+        return msgspec.structs.replace(episode, money=dearer(episode.money, standing, self.others))
 
     def note(self, record: Record, rise: float) -> None:
         """A request has ended. `rise`: how far its policy lets the share of dear replies rise."""

@@ -255,7 +255,8 @@ class Streamed:
         # Of a reply that was counted on the way, not all of the text is there.
         paid = self._attempt.paid(usage, meter.served, meter.service, "" if self._tokens else text)
         self.trace.lose(meter.lost)
-        self.trace.note_served(self._attempt.model, meter.served, paid.billed)
+        if paid.billed != call.model:
+            self.trace.note_served(self._attempt.model, meter.served, paid.billed)
         event = Replied(
             at=call.at,
             model=call.model,

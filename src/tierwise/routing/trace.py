@@ -56,13 +56,11 @@ class Trace:
 
     def lose(self, lost: tuple[str, ...]) -> None:
         """What could not be translated, each thing once."""
-        if lost:
-            self.lost = tuple(dict.fromkeys((*self.lost, *lost)))
+        self.lost = tuple(dict.fromkeys((*self.lost, *lost)))
 
     def note_served(self, model: Model, served: str, billed: str) -> None:
         """Flag a provider that ran another model than the one it was asked for."""
-        if billed != model.id:
-            self.lose((f"{model.provider} ran {served[:200]} and not {model.name}; billed as {billed}",))
+        self.lose((f"{model.provider} ran {served[:200]} and not {model.name}; billed as {billed}",))
 
     def baseline(self, usage: Usage) -> int | None:
         """What the same tokens would have cost on the baseline model."""
