@@ -19,6 +19,7 @@ from tests.support.calls import call, failure, hurry, secret, whole
 from tests.support.upstream import FakeUpstream
 from tierwise.core.catalogue import Deadlines
 from tierwise.core.ports import UpstreamError
+from tierwise.providers import pool
 from tierwise.providers.http import HttpUpstream
 
 
@@ -148,6 +149,43 @@ async def test_calls_at_once_have_a_connection_each_and_the_pool_keeps_them(
         await asyncio.gather(*(whole(client, call(upstream.base_url)) for _ in range(8)))
     assert upstream.connections <= 8
     assert len(upstream.requests) == 24
+
+
+async def test_a_call_above_the_limit_waits_for_another_to_end(
+    upstream: FakeUpstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pool, "CONNECTIONS_PER_HOST", 1)
+    client = HttpUpstream(secret)
+    for _ in range(2):  # with none there, and with one that is idle
+        await asyncio.gather(*(whole(client, call(upstream.base_url)) for _ in range(4)))
+    assert (upstream.connections, len(upstream.requests)) == (1, 8)
+    upstream.script(fake.hang_before_headers)
+    hung = asyncio.create_task(client.send(call(upstream.base_url)))
+    await upstream.seen(9)
+    error = await failure(client, call(upstream.base_url, deadlines=hurry(connect_ms=100)))
+    assert (error.kind, error.dispatched) == ("timeout", False)
+    hung.cancel()
+    assert await whole(client, call(upstream.base_url))
+    await client.close()
+
+
+async def test_a_connection_that_nobody_needs_is_closed_in_time(
+    upstream: FakeUpstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pool, "KEEPALIVE_S", 0.1)
+    client = HttpUpstream(secret)
+    await asyncio.gather(*(whole(client, call(upstream.base_url)) for _ in range(3)))
+    assert client._pool is not None
+    (idle,) = client._pool._idle.values()
+    lines = list(idle)
+    assert 1 <= len(lines) <= 3
+    while idle:  # noqa: ASYNC110  # nothing tells of it
+        await asyncio.sleep(0.02)
+    assert not any(line.is_connected() for line in lines)
+    before = upstream.connections
+    await whole(client, call(upstream.base_url))
+    assert upstream.connections == before + 1
+    await client.close()
 
 
 async def test_closing_early_closes_the_connection(client: HttpUpstream, upstream: FakeUpstream) -> None:

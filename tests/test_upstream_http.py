@@ -16,6 +16,7 @@ from tests.support.calls import KEY, call, failure, hurry, secret, whole
 from tests.support.upstream import FakeUpstream
 from tierwise.core.catalogue import Auth
 from tierwise.core.ports import UpstreamError
+from tierwise.providers.call import HIDDEN
 from tierwise.providers.http import HttpUpstream
 
 
@@ -335,6 +336,36 @@ async def test_no_key_is_ever_in_an_error(client: HttpUpstream, upstream: FakeUp
         assert KEY not in text
         assert "wxyz" not in text
     assert KEY[:12] not in error.message
+
+
+@pytest.mark.parametrize("framing", ["length", "chunked", "close"])
+@pytest.mark.parametrize("packed", ["", "gzip"])
+async def test_a_body_is_the_same_however_it_is_cut(
+    client: HttpUpstream, upstream: FakeUpstream, framing: str, packed: str
+) -> None:
+    """A body that has come whole is read in one step, and must not differ from one that comes in pieces."""
+    said = b'{"said":"%s, and again %s"}' % (KEY.encode(), KEY.encode())
+    body = gzip.compress(said, mtime=0) if packed else said
+    head = {"length": b"Content-Length: %d\r\n" % len(body), "chunked": b"Transfer-Encoding: chunked\r\n", "close": b""}
+    lines = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n" + head[framing]
+    sent = lines + (b"Content-Encoding: gzip\r\n\r\n" if packed else b"\r\n")
+    half = len(body) // 2
+    chunks = [b"%x\r\n%s\r\n" % (len(part), part) for part in (body[:half], body[half:])]
+    sent += b"".join(chunks) + b"0\r\n\r\n" if framing == "chunked" else body
+    heads, seen = len(lines), []
+    for cut in [len(sent), *range(heads - 3, len(sent), 7)]:
+
+        async def step(x: fake.Exchange, cut: int = cut) -> None:
+            await x.raw(sent[:cut])
+            await asyncio.sleep(0.002 if cut < len(sent) else 0)
+            await x.raw(sent[cut:])
+            if framing == "close":
+                x.close()
+
+        upstream.script(step)
+        seen.append(await whole(client, call(upstream.base_url)))
+    assert set(seen) == {said.replace(KEY.encode(), HIDDEN)}
+    assert framing == "close" or upstream.connections == 1
 
 
 @pytest.mark.parametrize("stream", [False, True])

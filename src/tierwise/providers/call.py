@@ -10,12 +10,9 @@ which the provider sees at once and stops generating. Nothing here waits for tha
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Iterator
-from typing import cast
 
 import aiohttp
-from aiohttp.connector import Connection
 from aiohttp.http import HttpProcessingError
 from aiohttp.streams import EMPTY_PAYLOAD
 from multidict import CIMultiDictProxy
@@ -25,7 +22,7 @@ from tierwise.core.episode import FailureKind
 from tierwise.core.ports import UpstreamError
 from tierwise.providers.failures import REDACTED
 from tierwise.providers.inflate import Bomb, Broken, Inflater
-from tierwise.providers.pool import HEADER_LINE_BYTES, HEADER_LINES, Line
+from tierwise.providers.pool import HEADER_LINE_BYTES, HEADER_LINES, Line, Pool
 
 ERROR_BODY_BYTES = 64 * 1024
 HIDDEN = REDACTED.encode()
@@ -56,8 +53,8 @@ class Call:
 
     def __init__(
         self,
-        connection: Connection,
-        loop: asyncio.AbstractEventLoop,
+        pool: Pool,
+        line: Line,
         name: str,
         deadlines: Deadlines,
         start_s: float,
@@ -65,8 +62,8 @@ class Call:
         secret: bytes,
     ) -> None:
         """`secret`: our key, which no byte of the reply that is handed on may hold."""
-        self._connection, self._loop, self._name, self._deadlines = connection, loop, name, deadlines
-        self._line = cast("Line", connection.protocol)  # the pool makes no other kind
+        self._pool, self._line, self._name, self._deadlines = pool, line, name, deadlines
+        self._loop = loop = pool.loop
         self.body_limit, self._secret = body_limit, secret
         self._total_s = total_s = start_s + deadlines.total_ms / 1000
         self._phase_s = phase_s = start_s + deadlines.first_token_ms / 1000
@@ -282,7 +279,7 @@ class Call:
         self._ended = True
         self._timer.cancel()
         self._line.done()
-        self._connection.release()
+        self._pool.keep(self._line)
 
     # ------------------------------------------------------------------------------------------ letting go
 
@@ -302,7 +299,7 @@ class Call:
         transport = self._line.transport
         if transport is not None:
             transport.abort()  # close() would first flush a large request to a provider that may never read it
-        self._connection.close()
+        self._line.connection.close()
         if self._error is None:
             if self._begun and self._payload.at_eof():
                 return

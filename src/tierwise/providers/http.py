@@ -81,9 +81,11 @@ class HttpUpstream:
         if outgoing.headers:
             head += _headers(outgoing, key)
         start_s = pool.loop.time()
-        connect_ms = min(deadlines.connect_ms, deadlines.first_token_ms, deadlines.total_ms)
-        connection = await pool.connect(address.target, connect_ms / 1000, provider.name)
-        call = self._call(connection, pool.loop, provider.name, deadlines, start_s, address.body_limit, address.secret)
+        line = pool.idle(address.target)
+        if line is None:
+            connect_ms = min(deadlines.connect_ms, deadlines.first_token_ms, deadlines.total_ms)
+            line = await pool.connect(address.target, connect_ms / 1000, provider.name)
+        call = self._call(pool, line, provider.name, deadlines, start_s, address.body_limit, address.secret)
         outgoing.departure.gone = True
         try:
             await call.ask(b"%bContent-Length: %d\r\n\r\n" % (head, len(outgoing.body)), outgoing.body)

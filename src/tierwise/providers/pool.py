@@ -1,11 +1,11 @@
 """Connections to providers: found in a pool or made within the connect deadline, and never to a forbidden address.
 
-aiohttp's connector does what it is good at (pool, DNS cache, TLS, happy eyeballs, the C parser). Its ClientSession is
-left out on purpose: with cookies, redirects, netrc and proxies refused, what remains of it is an object per layer per
-request, 60 µs of CPU for a 1 kB call where all of ours is 31 (uvloop, 2026), and it does not say when bytes went out.
-A connection is ours as well (`Line`): aiohttp's own knows websockets, a read timeout and a queue of replies, and costs
-three times as much for each. Used of aiohttp beyond its documented face, and therefore pinned in pyproject:
-`TCPConnector.connect` and `_factory`, the parser of replies, and what both ask of a connection.
+aiohttp does what it is good at: its connector makes connections (DNS cache, TLS, happy eyeballs) and counts them, its C
+parser reads replies. Its ClientSession is left out on purpose: with cookies, redirects, netrc and proxies refused, what
+remains of it is an object per layer per request, 60 µs of CPU for a 1 kB call where all of ours is 31 (uvloop, 2026),
+and it does not say when bytes went out. Left out as well are its connections, with their websockets, read timeouts and
+queues, and its pool of them. Used of it beyond its documented face, and therefore pinned in pyproject:
+`TCPConnector.connect` and `_factory`, the parser, `StreamReader._buffer`, and what these ask of a connection.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import socket
 import ssl
 from collections import deque
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import aiohttp
 from aiohttp.client_reqrep import ConnectionKey
@@ -50,11 +50,21 @@ class Forbidden(OSError):
     """The name or address in a provider's row leads to an address that we never connect to."""
 
 
+class Target(NamedTuple):
+    """Where a provider is, and the connections there that wait for a call, the longest idle first."""
+
+    request: aiohttp.ClientRequest  # for the connector; never sent itself
+    idle: deque[Line]
+
+
 class Line(asyncio.BufferedProtocol):
     """One connection and the replies on it, one after the other: what the connector keeps, what the socket feeds, and
     what the bodies of replies hold on to."""
 
     transport: asyncio.Transport | None = None
+    connection: Connection  # by which the connector counts it
+    idle: deque[Line]  # where it waits between two calls
+    idle_until_s = 0.0
     used = False
     body: aiohttp.StreamReader | None = None  # that is being carried
     _parser: HttpResponseParser | None = None  # of the reply under way, anew for each
@@ -235,19 +245,14 @@ class Line(asyncio.BufferedProtocol):
         self.close()
 
 
-class Target(aiohttp.ClientRequest):
-    """Where a provider is, for the connector. Never sent itself."""
-
-    @functools.cached_property
-    def connection_key(self) -> ConnectionKey:  # which aiohttp makes anew for every call
-        return super().connection_key
-
-
 class Pool:
     """One per process and event loop; made inside the running loop."""
 
     def __init__(self) -> None:
         self.loop = asyncio.get_running_loop()
+        self._idle: dict[ConnectionKey, deque[Line]] = {}
+        self._sweeping: asyncio.TimerHandle | None = None
+        self._connecting = 0  # calls that wait for a connection, or for a place where there are too many
         self._tls: ssl.SSLContext | None = None
         self._connector = aiohttp.TCPConnector(
             limit=0,
@@ -274,7 +279,8 @@ class Pool:
     def target(self, url: str) -> Target:
         """What `connect` wants to know of an address; made once per provider. Raises ValueError, UpstreamError."""
         secure = url.startswith("https:")
-        return Target("POST", URL(url), loop=self.loop, ssl=self._context() if secure else True)
+        request = aiohttp.ClientRequest("POST", URL(url), loop=self.loop, ssl=self._context() if secure else True)
+        return Target(request, self._idle.setdefault(request.connection_key, deque()))
 
     def _context(self) -> ssl.SSLContext:
         """The system's certificates, or those of SSL_CERT_FILE; read once, when the first https provider is called."""
@@ -283,21 +289,59 @@ class Pool:
             self._tls.set_alpn_protocols(["http/1.1"])
         return self._tls
 
-    async def connect(self, target: Target, connect_s: float, name: str) -> Connection:
-        """A connection ready for one call. Raises UpstreamError with `dispatched` False."""
+    def idle(self, target: Target) -> Line | None:
+        """A connection that waits there, ready for a call; None when there is none that is fit for it."""
+        while target.idle:
+            line = target.idle.popleft()
+            if line.idle_until_s >= self.loop.time() and line.fit():
+                line.prepare()
+                return line
+            line.connection.close()
+        return None
+
+    async def connect(self, target: Target, connect_s: float, name: str) -> Line:
+        """Another connection, ready for a call. Raises UpstreamError with `dispatched` False."""
+        self._connecting += 1
         try:
             while True:
-                connection = await self._connector.connect(target, _NO_TRACES, _timeout(connect_s))
+                connection = await self._connector.connect(target.request, _NO_TRACES, _timeout(connect_s))
                 line = cast("Line", connection.protocol)  # see `_factory` above
                 if line.used and not line.fit():
                     connection.close()
                     continue
+                line.connection, line.idle = connection, target.idle
                 line.prepare()
-                return connection
+                return line
         except (aiohttp.ClientError, OSError, ValueError) as error:
-            raise _unreached(error, name, target.url, connect_s) from error
+            raise _unreached(error, name, target.request.url, connect_s) from error
+        finally:
+            self._connecting -= 1
+
+    def keep(self, line: Line) -> None:
+        """The reply on this connection has ended: it waits for the next call, if it can carry one."""
+        if line.should_close:
+            line.connection.close()
+        elif self._connecting:
+            line.connection.release()  # to the connector, where one may wait for a place
+        else:
+            line.idle_until_s = self.loop.time() + KEEPALIVE_S
+            line.idle.append(line)
+            if self._sweeping is None:
+                self._sweeping = self.loop.call_later(KEEPALIVE_S, self._sweep)
+
+    def _sweep(self) -> None:
+        now_s = self.loop.time()
+        for idle in self._idle.values():
+            while idle and idle[0].idle_until_s < now_s:
+                idle.popleft().connection.close()
+        self._sweeping = self.loop.call_later(KEEPALIVE_S, self._sweep) if any(self._idle.values()) else None
 
     async def close(self) -> None:
+        if self._sweeping is not None:
+            self._sweeping.cancel()
+        for idle in self._idle.values():
+            while idle:
+                idle.popleft().connection.release()
         await self._connector.close()
 
 
