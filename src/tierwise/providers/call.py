@@ -22,7 +22,7 @@ from tierwise.core.episode import FailureKind
 from tierwise.core.ports import UpstreamError
 from tierwise.providers.failures import REDACTED
 from tierwise.providers.inflate import Bomb, Broken, Inflater
-from tierwise.providers.pool import HEADER_LINE_BYTES, HEADER_LINES, Line, Pool
+from tierwise.providers.pool import HEADER_LINE_BYTES, HEADER_LINES, Line, Pool, drained
 
 ERROR_BODY_BYTES = 64 * 1024
 HIDDEN = REDACTED.encode()
@@ -135,15 +135,13 @@ class Call:
     def _at_once(self) -> bytes:
         """The body, when all of it is here and nothing has to be undone; else b"", and nothing has changed."""
         payload = self._payload
-        if self._ended or self._inflater is not None or not payload.is_eof() or payload.exception() is not None:
+        size = payload.total_bytes
+        if not size or self._ended or self._inflater or not payload.is_eof() or payload.exception() is not None:
             return b""
-        data = b"".join(payload._buffer)  # which its own methods need a hundred steps to give
-        if not data:
-            return b""
-        if len(data) > self.body_limit:
-            raise self._too_large(f"is {len(data)} bytes")
-        payload._buffer.clear()
-        self._taken_bytes += len(data)
+        if size > self.body_limit:
+            raise self._too_large(f"is {size} bytes")
+        data = drained(payload)
+        self._taken_bytes = size
         self._finish()
         return self._hidden(data)
 
@@ -243,16 +241,18 @@ class Call:
             return b""
         payload = self._payload
         try:
-            if payload.total_bytes > self._taken_bytes or payload.is_eof():
-                data = payload.read_nowait(-1)
-            else:
+            if (broken := payload.exception()) is not None:
+                raise broken
+            if payload.total_bytes == self._taken_bytes and not payload.is_eof():
                 if self._taken_bytes:
                     self._phase, self._phase_s = "idle", self._loop.time() + self._deadlines.idle_ms / 1000
                 if self._armed_s > self._phase_s:
                     self._rearm(self._phase_s)
                 self._waiting = True
-                data = await payload.readany()
+                while payload.total_bytes == self._taken_bytes and not payload.is_eof():
+                    await payload._wait("read")
                 self._waiting = False
+            data = drained(payload) if payload.total_bytes > self._taken_bytes else b""
         except UpstreamError:
             raise
         except (aiohttp.ClientError, HttpProcessingError, OSError, RuntimeError) as error:
