@@ -85,7 +85,9 @@ def fingerprint(episode: Episode) -> str:
 class Attempt:
     """The money of one call, from its hold to its settlement. `close*` may be called twice; the first one counts.
 
-    `stepped`: an earlier call of this request has made its step. `counted`: this one reached a model, and was one."""
+    `stepped`: an earlier call of this request has made its step. `counted`: this one reached a model, and was one.
+    `expected_input`: tokens of the prompt, as this model makes them; of a helper's, no more than it is shown.
+    `least_nano`: what they cost, which is all that is certain of a call that was made."""
 
     dispatched = False
     closed = False
@@ -114,9 +116,12 @@ class Attempt:
         self.began = time.monotonic()
         self.departure = Departure()
         self.stepped = stepped
+        self.expected_input = self._expected_input()
 
     async def hold(self) -> Denial | None:
-        hints, call = self.episode.hints, self.call
+        episode, call = self.episode, self.call
+        hints = episode.hints
+        self.least_nano = expected_nano(self.model, episode, 0, self.expected_input) or 0
         denial = await self.ledger.hold(
             Hold(
                 id=self.id,
@@ -125,27 +130,21 @@ class Attempt:
                 workflow=hints.workflow or "",
                 model=self.model.id,
                 amount_nano=call.worst_case_nano,
-                at_s=self.episode.at_s,
+                at_s=episode.at_s,
                 tokens=call.tokens,
                 steps=0 if self.stepped else 1,
                 request_limit_nano=hints.max_cost_nano,
-                request=self.episode.id,
-                fingerprint=fingerprint(self.episode),
+                request=episode.id,
+                fingerprint=fingerprint(episode),
                 bounded=call.bounded,
-                least_nano=self.least_nano(),
-                snapshot=self.episode.snapshot,
+                least_nano=self.least_nano,
+                snapshot=episode.snapshot,
             )
         )
         self.closed = denial is not None
         return denial
 
-    def least_nano(self) -> int:
-        """What the provider bills as soon as it has read the prompt, as we count it."""
-        return expected_nano(self.model, self.episode, 0, self.expected_input) or 0
-
-    @property
-    def expected_input(self) -> int:
-        """Tokens of the prompt, as this model makes them; of a helper's, no more than it is shown."""
+    def _expected_input(self) -> int:
         features = self.episode.features
         tokens = features.input_tokens
         if not isinstance(self.call.about, Serve):
@@ -356,5 +355,5 @@ def outgoing_of(attempt: Attempt, provider: Provider, sent: Sent, *, stream: boo
     )
 
 
-def since_ms(started: float) -> int:
-    return round((time.monotonic() - started) * 1_000)
+def since_ms(started: float, now: float | None = None) -> int:
+    return round(((time.monotonic() if now is None else now) - started) * 1_000)

@@ -348,11 +348,12 @@ class Router:
         call = attempt.call
         if paid.billed != call.model:
             trace.note_served(attempt.model, reply.served, paid.billed)
-        after_ms = since_ms(trace.started)
+        now = time.monotonic()
+        after_ms = since_ms(trace.started, now)
         match call.about:
             case Serve():
                 replies[len(trace.episode.events)] = reply
-                return replied_event(attempt, reply, usage, paid, after_ms=after_ms, latency_ms=since_ms(began))
+                return replied_event(attempt, reply, usage, paid, after_ms=after_ms, latency_ms=since_ms(began, now))
             case Ask() as about:
                 answer = read_answer(reply.text, about.answers)
                 if answer:

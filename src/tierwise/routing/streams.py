@@ -88,7 +88,7 @@ class Streamed:
             return int(total * _LOOSE) + _SLACK_TOKENS
         read = self._attempt.expected_input
         rate = model.price.rates(episode.at_s, read, episode.service).output_tokens
-        spare = call.worst_case_nano - self._attempt.least_nano()
+        spare = call.worst_case_nano - self._attempt.least_nano
         return max(total, spare * TOKENS_PER_PRICE // rate) if rate else int(total * _LOOSE) + _SLACK_TOKENS
 
     async def begin(self) -> None:
