@@ -350,7 +350,6 @@ def drained(body: aiohttp.StreamReader) -> bytes:
     data = b"".join(body._buffer)
     body._buffer.clear()
     body._size = 0
-    body._cursor += len(data)
     if body._http_chunk_splits:
         body._http_chunk_splits.clear()
     body._protocol.resume_reading()

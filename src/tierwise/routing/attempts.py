@@ -141,7 +141,8 @@ class Attempt:
                 snapshot=episode.snapshot,
             )
         )
-        self.closed = denial is not None
+        if denial is not None:
+            self.closed = True
         return denial
 
     def _expected_input(self) -> int:

@@ -272,17 +272,16 @@ class Router:
         # Each call ends in one event, so the number of events numbers the calls, those that were denied as well.
         number = len(trace.episode.events) + 1
         attempt = Attempt(self.ledger, self.books, trace.snapshot, trace.episode, call, number, stepped=trace.stepped)
-        handed_over = False
+        result: Event | Streamed | None = None
         try:
             denial_or_none = await attempt.hold()
             if denial_or_none is not None:
                 return _denied(trace, call, denial_or_none)
             trace.attempts += 1
             result = await self._ask(trace, attempt, replies)
-            handed_over = isinstance(result, Streamed)
             return result
         finally:
-            if not handed_over and not attempt.closed:
+            if not attempt.closed and not isinstance(result, Streamed):  # a stream settles for itself
                 trace.spend(attempt.abandon())
             if attempt.counted:
                 trace.stepped = True
