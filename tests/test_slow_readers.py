@@ -16,7 +16,7 @@ from tests.support.replies import openai_events
 from tests.support.upstream import Exchange, FakeUpstream, sse
 from tierwise.providers.call import Call
 from tierwise.providers.http import HttpUpstream
-from tierwise.providers.pool import PORTION_BYTES, READ_BUFFER_BYTES
+from tierwise.providers.line import PORTION_BYTES, READ_BUFFER_BYTES
 from tierwise.routing import streams, tokens
 from tierwise.routing.tokens import count, count_now, last_gap
 

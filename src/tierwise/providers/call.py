@@ -22,7 +22,8 @@ from tierwise.core.episode import FailureKind
 from tierwise.core.ports import UpstreamError
 from tierwise.providers.failures import REDACTED
 from tierwise.providers.inflate import Bomb, Broken, Inflater
-from tierwise.providers.pool import HEADER_LINE_BYTES, HEADER_LINES, Line, Pool, drained
+from tierwise.providers.line import Line, drained
+from tierwise.providers.pool import HEADER_LINE_BYTES, HEADER_LINES, Pool
 
 ERROR_BODY_BYTES = 64 * 1024
 HIDDEN = REDACTED.encode()
