@@ -72,17 +72,17 @@ class Trace:
 
     def bill(self, paid: Paid | None) -> Bill:
         """What the reply says of the money; `paid` is the attempt that is just ending."""
-        cost, baseline = self.cost_nano, self.baseline_nano
+        cost, baseline, left = self.cost_nano, self.baseline_nano, self.left_nano
         if paid is not None:
             cost = None if cost is None or paid.cost_nano is None else cost + paid.cost_nano
             baseline = self.baseline(paid.usage)
         return Bill(
-            cost_usd=_usd(cost),
+            cost_usd=None if cost is None else cost / NANO_PER_USD,
             decision=self.episode.id,
             model=self.routed,
-            baseline_usd=_usd(baseline),
-            saved_usd=_usd(baseline - cost) if baseline is not None and cost is not None else None,
-            budget_remaining_usd=_usd(self.left_nano),
+            baseline_usd=None if baseline is None else baseline / NANO_PER_USD,
+            saved_usd=None if cost is None or baseline is None else (baseline - cost) / NANO_PER_USD,
+            budget_remaining_usd=None if left is None else left / NANO_PER_USD,
         )
 
     @property
@@ -144,7 +144,3 @@ def tightest_of(balances: tuple[Balance, ...]) -> tuple[int, Balance] | None:
         if each.hard and each.limit_nano is not None and each.scope != "request"
     ]
     return min(room, key=lambda pair: pair[0], default=None)
-
-
-def _usd(nano: int | None) -> float | None:
-    return None if nano is None else nano / NANO_PER_USD
