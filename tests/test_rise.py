@@ -297,7 +297,7 @@ async def test_a_gateway_holds_a_key_to_what_is_usual_for_it(tmp_path: Path) -> 
         assert last.decisions[0].reasons[0].code == "dear_share_risen"
         assert standings["ada"].debt == pytest.approx(30.0 - allowed(KNOWN, NOBODY, 0.1))
         metrics = await gateway.get("/metrics", headers={"authorization": f"Bearer {ADA}"})
-        assert "tierwise_risen_keys 1.0" in metrics.body.decode() and "ada" not in metrics.body.decode()
+        assert "tierwise_risen_keys 1.0" in metrics.body.decode() and '"ada"' not in metrics.body.decode()
         assert await asked(headers={"x-tierwise-criticality": "critical"}) == DEAR
         assert await asked(model=DEAR) == DEAR
         assert await asked(BOB) == DEAR
