@@ -338,6 +338,11 @@ async def test_no_key_is_ever_in_an_error(client: HttpUpstream, upstream: FakeUp
     assert KEY[:12] not in error.message
 
 
+async def test_what_is_kept_of_an_address_does_not_show_its_key(client: HttpUpstream, upstream: FakeUpstream) -> None:
+    await whole(client, call(upstream.base_url))
+    assert not any(KEY in repr(kept) for kept in client._addresses.values())
+
+
 @pytest.mark.parametrize("framing", ["length", "chunked", "close"])
 @pytest.mark.parametrize("packed", ["", "gzip"])
 async def test_a_body_is_the_same_however_it_is_cut(

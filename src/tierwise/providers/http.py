@@ -51,6 +51,9 @@ class _Address(msgspec.Struct, frozen=True):
     secret: bytes  # the key, where it is long enough to be told from other text; else b""
     body_limit: int
 
+    def __repr__(self) -> str:
+        return "_Address()"  # its head holds the key
+
 
 class HttpUpstream:
     """`Upstream` over HTTP/1.1. Belongs to the event loop of its first call.
