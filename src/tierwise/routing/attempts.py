@@ -111,12 +111,18 @@ class Attempt:
         self.call = call
         self.payer = exploring(episode.payer) if call.explored else episode.payer
         self.model: Model = snapshot.catalogue.models[call.model]
-        self.language = language_of(episode.features)
         self.id = f"{episode.id}.{number}"
         self.began = time.monotonic()
         self.departure = Departure()
         self.stepped = stepped
-        self.expected_input = self._expected_input()
+        features = episode.features
+        tokens, bound = features.input_tokens, features.input_bound_tokens
+        if not isinstance(call.about, Serve):
+            tokens = min(tokens, HELPER_CHARACTERS)
+        self.language = language = language_of(features)
+        expected = books.ratios.expected(call.model, language, tokens)
+        # Never above what was held for it, whatever was learned from other prompts.
+        self.expected_input = expected if expected <= bound else max(bound, 1)
 
     async def hold(self) -> Denial | None:
         episode, call = self.episode, self.call
@@ -128,7 +134,7 @@ class Attempt:
                 payer=self.payer,
                 session=hints.session or "",
                 workflow=hints.workflow or "",
-                model=self.model.id,
+                model=call.model,
                 amount_nano=call.worst_case_nano,
                 at_s=episode.at_s,
                 tokens=call.tokens,
@@ -144,15 +150,6 @@ class Attempt:
         if denial is not None:
             self.closed = True
         return denial
-
-    def _expected_input(self) -> int:
-        features = self.episode.features
-        tokens = features.input_tokens
-        if not isinstance(self.call.about, Serve):
-            tokens = min(tokens, HELPER_CHARACTERS)
-        # Never above what was held for it, whatever was learned from other prompts.
-        expected, bound = self.books.ratios.expected(self.model.id, self.language, tokens), features.input_bound_tokens
-        return expected if expected <= bound else max(bound, 1)
 
     async def measured(self, text: str) -> Measured:
         """The tokens of what this model wrote. Off the event loop."""
