@@ -115,8 +115,7 @@ class _Walk:
 
     def admitted(self) -> Pool:
         """The models that the caller, its key and the catalogue allow; the others leave a reason behind."""
-        catalogue, episode = self.snapshot.catalogue, self.episode
-        hints = episode.hints
+        catalogue, episode, hints = self.snapshot.catalogue, self.episode, self.episode.hints
         if not (episode.grants or hints.deny or hints.allow or hints.locality or episode.pinned or catalogue.refuses):
             return catalogue.by_kind[episode.kind]
         pool = []
@@ -125,11 +124,11 @@ class _Walk:
             if not code:
                 pool.append(model)
             elif code != "wrong_kind" or episode.pinned == model.id:
-                self.drop(model, code)
+                self.drop(model.id, code)
         return tuple(pool)
 
-    def drop(self, model: Model, code: str, *facts: tuple[str, Fact]) -> None:
-        self.candidates[model.id] = Candidate(model=model.id, verdict="dropped", code=code, facts=facts)
+    def drop(self, model: str, code: str, *facts: tuple[str, Fact]) -> None:
+        self.candidates[model] = Candidate(model=model, verdict="dropped", code=code, facts=facts)
 
     # -------------------------------------------------------------------------------------------- plans
 
@@ -159,9 +158,8 @@ class _Walk:
         pool = frame.pool
         out = screened(pool, plan.keep, self.episode)
         if out:
-            for model in pool:
-                if model.id in out:
-                    self.drop(model, out[model.id])
+            for name, code in out.items():
+                self.drop(name, code)
             pool = tuple([model for model in pool if model.id not in out])
         self.reason(frame.at, "kept", ("models", len(pool)), ("dropped", len(frame.pool) - len(pool)))
         return self.reference(plan.then, frame if pool is frame.pool else msgspec.structs.replace(frame, pool=pool))
@@ -438,7 +436,7 @@ class _Walk:
             resting = dict(self.episode.resting)
             for model in models:
                 if model.id in resting:
-                    self.drop(model, "resting", ("for_ms", resting[model.id]))
+                    self.drop(model.id, "resting", ("for_ms", resting[model.id]))
             models = tuple([model for model in models if model.id not in resting])
         weighed = weigh(self.snapshot, self.episode, models, self.policy.amounts)
         if not isinstance(frame.about, Serve) or not weighed:
