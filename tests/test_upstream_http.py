@@ -10,13 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tests.support import upstream as fake
 from tests.support.calls import KEY, call, failure, hurry, secret, whole
 from tests.support.upstream import FakeUpstream
 from tierwise.core.catalogue import Auth
 from tierwise.core.ports import UpstreamError
-from tierwise.providers.call import HIDDEN
+from tierwise.providers.hiding import HIDDEN, Hiding
 from tierwise.providers.http import HttpUpstream
 
 
@@ -371,6 +373,38 @@ async def test_a_body_is_the_same_however_it_is_cut(
         seen.append(await whole(client, call(upstream.base_url)))
     assert set(seen) == {said.replace(KEY.encode(), HIDDEN)}
     assert framing == "close" or upstream.connections == 1
+
+
+PIECES = (b"a", b"b", b"aab", b"ba", b"sk", b"-1", b"s", b"k-", b"")
+
+
+@given(st.sampled_from(["sk-1", "abab", "aab", "s", ""]), st.lists(st.sampled_from(PIECES), max_size=20))
+def test_a_key_is_hidden_wherever_a_stream_is_cut(key: str, pieces: list[bytes]) -> None:
+    secret, whole = key.encode(), b"".join(pieces)
+    hiding = Hiding(secret)
+    seen = [hiding.feed(piece) for piece in pieces]
+    assert b"".join(seen) + hiding.rest() == (whole.replace(secret, HIDDEN) if secret else whole)
+    assert hiding.rest() == b""
+
+
+async def test_a_key_that_two_packets_of_a_stream_hold_is_hidden(client: HttpUpstream, upstream: FakeUpstream) -> None:
+    heard = asyncio.Event()
+
+    async def script(x: fake.Exchange) -> None:
+        await x.start_stream()
+        await x.chunk(b"data: {}\n\ndata: your key " + KEY[:9].encode())
+        await heard.wait()
+        await x.chunk(KEY[9:].encode() + b" is wrong\n\ndata: sk-")
+        await x.chunk(b"")
+
+    upstream.script(script)
+    incoming = await client.send(call(upstream.base_url, stream=True))
+    seen = []
+    async for chunk in incoming.chunks():
+        seen.append(chunk)
+        heard.set()
+    assert seen[0] == b"data: {}\n\ndata: your key "
+    assert b"".join(seen) == b"data: {}\n\ndata: your key [redacted] is wrong\n\ndata: sk-"
 
 
 @pytest.mark.parametrize("stream", [False, True])

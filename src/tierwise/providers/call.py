@@ -10,7 +10,7 @@ which the provider sees at once and stops generating. Nothing here waits for tha
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Iterator
 
 import aiohttp
 from aiohttp.http import HttpProcessingError
@@ -20,13 +20,12 @@ from multidict import CIMultiDictProxy
 from tierwise.core.catalogue import Deadlines
 from tierwise.core.episode import FailureKind
 from tierwise.core.ports import UpstreamError
-from tierwise.providers.failures import REDACTED
+from tierwise.providers.hiding import Hiding, hidden
 from tierwise.providers.inflate import Bomb, Broken, Inflater
 from tierwise.providers.line import Line, drained
 from tierwise.providers.pool import HEADER_LINE_BYTES, HEADER_LINES, Pool
 
 ERROR_BODY_BYTES = 64 * 1024
-HIDDEN = REDACTED.encode()
 _ERROR_BODY_S = 2.0  # the status is known; its explanation is not worth a longer wait
 _INTERIM_REPLIES = 16  # 1xx replies before the real one
 _JOIN_BYTES = 64 * 1024  # a body up to this size goes out with its head, in one packet train
@@ -144,7 +143,7 @@ class Call:
         data = drained(payload)
         self._taken_bytes = size
         self._finish()
-        return self._hidden(data)
+        return hidden(data, self._secret)
 
     async def _gathered(self) -> bytes:
         announced = self._announced  # refused before a byte of it is read
@@ -163,7 +162,7 @@ class Call:
             pieces.append(piece)
         if not size:
             raise self._fail("garbled", f"{self._name} answered {self.status} with an empty body")
-        return first if len(pieces) == 1 else self._hidden(b"".join(pieces))
+        return hidden(first if len(pieces) == 1 else b"".join(pieces), self._secret)
 
     def _too_large(self, how: str) -> UpstreamError:
         return self._fail("too_large", f"{self._name}: the reply {how}; at most {self.body_limit} bytes are read")
@@ -188,28 +187,25 @@ class Call:
 
     def chunks(self) -> AsyncIterator[bytes]:
         """The body as it comes; iterate once."""
+        self._hiding = Hiding(self._secret)
         return self
 
     def __aiter__(self) -> AsyncIterator[bytes]:
         return self
 
     async def __anext__(self) -> bytes:
-        piece = await self._next()
-        if piece:
-            return piece
+        while piece := await self._next():
+            if data := self._hiding.feed(piece):
+                return data
         if not self._taken_bytes:
             raise self._fail("garbled", f"{self._name} answered {self.status} with an empty body")
+        if data := self._hiding.rest():
+            return data
         raise StopAsyncIteration
 
-    async def _next(self) -> bytes:
-        """The next bytes of the decoded body, b"" at its end. Raises UpstreamError, and lets go when it does.
-
-        Some providers quote the key that they were sent, and some of those in a reply with status 200."""
-        return self._hidden(await (self._receive() if self._inflater is None else self._inflated(self._inflater)))
-
-    def _hidden(self, data: bytes) -> bytes:
-        secret = self._secret
-        return data.replace(secret, HIDDEN) if secret and secret in data else data
+    def _next(self) -> Awaitable[bytes]:
+        """The next bytes of the decoded body, b"" at its end. Raises UpstreamError, and lets go when it does."""
+        return self._receive() if self._inflater is None else self._inflated(self._inflater)
 
     async def _inflated(self, inflater: Inflater) -> bytes:
         while True:
