@@ -159,6 +159,21 @@ def test_what_the_messages_format_cannot_say_is_named() -> None:
     assert "seed: the Anthropic format has no seed" in lost
 
 
+def test_what_another_provider_signed_is_named_where_it_was_left_out() -> None:
+    signed = {"google": {"thought_signature": "Eg=="}}
+    call = {"id": "a", "type": "function", "function": {"name": "f", "arguments": "{}"}, "extra_content": signed}
+    said = {"role": "assistant", "tool_calls": [call], "reasoning_details": [{"type": "reasoning.encrypted"}]}
+    asked = chat(
+        messages=[{"role": "user", "content": "Hi"}, said, {"role": "tool", "tool_call_id": "a", "content": "1"}]
+    )
+    body, lost = sent(asked, ANTHROPIC)
+    sdk_accepts(body, "anthropic")
+    assert {sentence.partition(":")[0] for sentence in lost} == {
+        "messages[1].reasoning_details",
+        "messages[1].tool_calls[0].extra_content",
+    }
+
+
 @pytest.mark.parametrize(
     ("messages", "expected"),
     [

@@ -159,6 +159,10 @@ def split_data_url(url: str) -> tuple[str, str]:
     return head.removesuffix(";base64").partition(";")[0], data
 
 
+# Signatures of thoughts, which Gemini and OpenRouter want back.
+_SIGNED = "what one provider signed means nothing to another and was left out"
+
+
 def _assistant(message: Json, at: str, lost: list[str]) -> tuple[Block, ...]:
     blocks: list[Block] = []
     reasoning = message.get("reasoning_content") or message.get("reasoning")
@@ -169,8 +173,12 @@ def _assistant(message: Json, at: str, lost: list[str]) -> tuple[Block, ...]:
         blocks.append(Text(refusal))
     if message.get("audio"):
         lost.append(f"{at}.audio: an earlier spoken reply cannot be passed on")
+    if message.get("reasoning_details"):
+        lost.append(f"{at}.reasoning_details: {_SIGNED}")
     for index, call in enumerate(message.get("tool_calls") or ()):
         where = f"{at}.tool_calls[{index}]"
+        if call.get("extra_content"):
+            lost.append(f"{where}.extra_content: {_SIGNED}")
         function = call.get("function")
         if function is None:
             lost.append(f"{where}: a call of type {call.get('type')} has no counterpart in another format")
