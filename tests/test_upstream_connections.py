@@ -20,6 +20,7 @@ from tests.support.upstream import FakeUpstream
 from tierwise.core.catalogue import Deadlines
 from tierwise.core.ports import UpstreamError
 from tierwise.providers import pool
+from tierwise.providers.call import Call
 from tierwise.providers.http import HttpUpstream
 
 
@@ -186,6 +187,33 @@ async def test_a_connection_that_nobody_needs_is_closed_in_time(
     await whole(client, call(upstream.base_url))
     assert upstream.connections == before + 1
     await client.close()
+
+
+async def test_a_reply_closed_at_its_very_end_gives_its_connection_back_once(
+    client: HttpUpstream, upstream: FakeUpstream
+) -> None:
+    """Whoever waits for more hears of the end after it was closed. A connection given back twice would carry two calls
+    at once, and answer one with the reply to the other."""
+    go_on = asyncio.Event()
+
+    async def in_pieces(x: fake.Exchange) -> None:
+        await x.start_stream()
+        await x.chunk(b": wait\n\n")
+        await go_on.wait()
+        await x.raw(b"0\r\n\r\n")
+
+    upstream.script(in_pieces)
+    incoming = await client.send(call(upstream.base_url, stream=True))
+    chunks = incoming.chunks()
+    assert await anext(chunks) == b": wait\n\n"
+    waiting = asyncio.ensure_future(anext(chunks, None))
+    await asyncio.sleep(0)
+    assert isinstance(incoming, Call)
+    incoming._payload.on_eof(incoming.close)
+    go_on.set()
+    assert await waiting is None
+    assert client._pool is not None
+    assert [len(idle) for idle in client._pool._idle.values()] == [1]
 
 
 async def test_closing_early_closes_the_connection(client: HttpUpstream, upstream: FakeUpstream) -> None:

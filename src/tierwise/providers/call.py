@@ -265,7 +265,9 @@ class Call:
         return data
 
     def _finish(self) -> None:
-        """The body has come to its end: the connection goes back to the pool."""
+        """The body has come to its end: the connection goes back to the pool, once."""
+        if self._ended:
+            return  # it was closed after its end had come, and before who waited for that was told
         if not self._framed and isinstance(self._line.exception(), OSError):
             # It was to end with the connection, and the connection did not end but broke.
             raise self._fail("cut", f"{self._name}: the connection broke inside the reply")
