@@ -342,7 +342,7 @@ async def test_no_key_is_ever_in_an_error(client: HttpUpstream, upstream: FakeUp
 
 async def test_what_is_kept_of_an_address_does_not_show_its_key(client: HttpUpstream, upstream: FakeUpstream) -> None:
     await whole(client, call(upstream.base_url))
-    assert not any(KEY in repr(kept) for kept in client._addresses.values())
+    assert client._addresses and KEY not in repr(client._addresses)
 
 
 @pytest.mark.parametrize("framing", ["length", "chunked", "close"])

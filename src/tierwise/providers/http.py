@@ -46,13 +46,14 @@ _OURS = frozenset((
 class _Address(msgspec.Struct, frozen=True):
     """A provider's endpoint, ready to be spoken to with one key."""
 
+    key: str
     target: Any  # what the pool connects to
     head: bytes  # the request up to the headers that change per call
     secret: bytes  # the key, where it is long enough to be told from other text; else b""
     body_limit: int
 
     def __repr__(self) -> str:
-        return "_Address()"  # its head holds the key
+        return "_Address()"  # it holds the key
 
 
 class HttpUpstream:
@@ -66,7 +67,7 @@ class HttpUpstream:
         self._secret = secret
         self._pool: Pool | None = None
         self._call: type[Call]
-        self._addresses: dict[tuple[str, str, str, str, bool], _Address] = {}
+        self._addresses: dict[tuple[str, str, str, str, bool], _Address] = {}  # of each, with its latest key
         self._closed = False
 
     async def send(self, outgoing: Outgoing) -> Incoming:
@@ -135,14 +136,15 @@ class HttpUpstream:
         return key
 
     def _address(self, pool: Pool, provider: Provider, key: str, outgoing: Outgoing) -> _Address:
-        sought = provider.base_url, provider.auth, key, outgoing.path, outgoing.stream
+        sought = provider.name, provider.base_url, provider.auth, outgoing.path, outgoing.stream
         found = self._addresses.get(sought)
-        if found is not None:
+        if found is not None and found.key == key:
             return found
         if not _VALUE.fullmatch(key) or key != key.strip():
             raise _no_key(provider, "holds spaces at its ends, line breaks or characters that no key has")
         try:
             made = _Address(
+                key=key,
                 target=pool.target(provider.base_url),
                 head=_head(provider.base_url, outgoing.path, outgoing.stream) + _authorization(provider, key),
                 secret=key.encode() if len(key) >= SHORTEST_SECRET else b"",
