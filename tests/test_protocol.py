@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import re
+import weakref
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -106,6 +108,29 @@ async def test_a_long_body_is_taken_whole_and_its_callers_leaving_seen_from_then
     await asyncio.sleep(0.01)
     assert (taken, paused) == ([body], [False])
     connection.connection_lost(None)
+
+
+@pytest.mark.parametrize("rest", [b"", b"content-length: 2\r\n\r\n{}"], ids=["in the head", "answered"])
+async def test_a_connection_that_is_gone_leaves_nothing_to_the_garbage_collector(rest: bytes) -> None:
+    async def app(scope: dict[str, Any], receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 204, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    transport = Mock(asyncio.Transport)
+    transport.is_closing.return_value = False
+    transport.get_extra_info.return_value = None
+    connection = protocol.Protocol(Config(app, ws="none", log_config=None), ServerState(), {})
+    connection.connection_made(transport)
+    connection.data_received(HEAD + rest)
+    await asyncio.sleep(0.01)
+    gone = weakref.ref(connection)
+    gc.disable()
+    try:
+        connection.connection_lost(None)
+        del connection
+        assert gone() is None
+    finally:
+        gc.enable()
 
 
 async def test_an_offer_of_http_2_is_declined_and_the_request_served(tmp_path: Path) -> None:

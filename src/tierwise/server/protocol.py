@@ -99,7 +99,11 @@ class Protocol(HttpToolsProtocol):
         self._disarm()
         super().connection_lost(exc)
         self._caller.left()
-        self._ours = {}  # it leads back here, and would wait for the collector
+        # What leads back here would wait for the collector, and all of the connection with it.
+        answering = getattr(self, "_answering", None)
+        for scope in filter(None, (self._ours, self.scope, answering and answering.scope)):
+            for name in (TAKE, WHOLE, BEGIN):
+                cast("dict[str, object]", scope).pop(name, None)
 
     def data_received(self, data: bytes) -> None:
         if self._in_head and b"pgrade" in data:
