@@ -216,6 +216,27 @@ async def test_a_reply_closed_at_its_very_end_gives_its_connection_back_once(
     assert [len(idle) for idle in client._pool._idle.values()] == [1]
 
 
+async def test_replies_that_nobody_asked_for_are_not_kept_while_one_is_being_read(
+    client: HttpUpstream, upstream: FakeUpstream
+) -> None:
+    """No body of theirs is large enough to make the provider wait, so only their number can tell."""
+
+    async def flood(x: fake.Exchange) -> None:
+        await x.start_stream()
+        await x.chunk(b"data: [DONE]\n\n")
+        await x.raw(b"0\r\n\r\n")
+        while not x.seen.gone.is_set():
+            await x.raw(b"HTTP/1.1 204 No Content\r\n\r\n" * 100)
+
+    upstream.script(flood)
+    incoming = await client.send(call(upstream.base_url, stream=True))
+    await asyncio.wait_for(upstream.requests[0].gone.wait(), 5)
+    assert [chunk async for chunk in incoming.chunks()] == [b"data: [DONE]\n\n"]
+    assert isinstance(incoming, Call) and len(incoming._line._heads) < 1_000
+    assert await whole(client, call(upstream.base_url))
+    assert upstream.connections == 2
+
+
 async def test_closing_early_closes_the_connection(client: HttpUpstream, upstream: FakeUpstream) -> None:
     upstream.script(fake.endless_stream())
     incoming = await client.send(call(upstream.base_url, stream=True))

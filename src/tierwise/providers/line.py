@@ -23,6 +23,7 @@ READ_BUFFER_BYTES = 16 * 1024
 # Of one read of the socket. Left to itself a loop reads up to 256 KiB at once, and all of it waits for a caller who
 # reads slowly; larger portions than this save no time that could be measured.
 PORTION_BYTES = 16 * 1024
+HEADS_KEPT = 32  # of replies that nobody has read; more of them than one call ever reads are a flood
 
 Head = tuple[RawResponseMessage, aiohttp.StreamReader]  # of a reply, and its body to come
 
@@ -149,6 +150,8 @@ class Line(asyncio.BufferedProtocol):
             if message.should_close:
                 self.should_close = True
             self._wake()
+            if len(self._heads) > HEADS_KEPT:
+                self.close()
 
     def connection_lost(self, exc: BaseException | None) -> None:
         self._quiet = None  # the number may be another connection's by now
