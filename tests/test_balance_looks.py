@@ -17,7 +17,7 @@ from tests.test_balance import quick as quick
 from tierwise.core.budget import ROLLING_S, Budget, Charge, Hold
 from tierwise.core.request import Hints, Payer
 from tierwise.routing.router import Router
-from tierwise.server import balance, limits
+from tierwise.server import balance
 from tierwise.stores.ledger.books import Books
 from tierwise.stores.ledger.reading import balances_of, money_of
 from tierwise.stores.memory import MemoryLedger
@@ -127,8 +127,8 @@ def test_a_rate_is_whole_again_after_its_window_and_no_more(window: Any) -> None
     ledger = MemoryLedger((Budget(scope="user", calls=5, window=window, rolling=True),), lambda: NOON + 0.25)
     hold = Hold(id="h", payer=PAYER, session="", workflow="", model="m", amount_nano=0, at_s=NOON)
     assert ledger.books.hold(hold) is None
-    (found,) = ledger.balances(PAYER, Hints(), rates=True)
-    assert (found.calls, found.calls_done, limits._wait_s(found, NOON + 0.25)) == (5, 1, ROLLING_S[window])
+    (found,) = ledger.rates(PAYER, Hints())
+    assert (found.calls, found.calls_done, found.rolling_s) == (5, 1, ROLLING_S[window])
 
 
 async def test_sessions_that_were_not_asked_for_are_named(tmp_path: Path) -> None:

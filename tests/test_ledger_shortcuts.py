@@ -11,14 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.support.ledgers import ADA, NOON, a_hold
-from tierwise.core.budget import Balance, Budget, Charge, Hold
+from tierwise.core.budget import ROLLING_S, Balance, Budget, Charge, Hold, Rate
 from tierwise.core.money import MAX_NANO, Usage
 from tierwise.core.pace import SLOTS, Shape
 from tierwise.core.request import Hints, Payer
 from tierwise.stores.ledger.accounts import Line
 from tierwise.stores.ledger.books import Books
 from tierwise.stores.ledger.lines import Way
-from tierwise.stores.ledger.reading import balances_of, left_of, money_of
+from tierwise.stores.ledger.reading import balances_of, left_of, money_of, rates_of
 from tierwise.stores.ledger.traffic import Traffic
 from tierwise.stores.ledger.windows import DAY_S, NEVER_S
 
@@ -119,9 +119,10 @@ def test_one_account_of_each_budget_says_what_adding_everything_up_says(
             told = []
             for books in (quick, thorough):
                 way = books.passes(payer, Hints(session=session))
-                told.append((money_of(way, at_s), left_of(way, at_s), balances_of(way, at_s), balances_of(way, at_s)))
+                told.append((money_of(way, at_s), left_of(way, at_s), rates_of(way, at_s), balances_of(way, at_s)))
             assert told[0] == told[1]
-            money, left, balances, _ = told[0]
+            money, left, rates, balances = told[0]
+            assert rates == [_rate(line.balance(subject, at_s)) for line, subject in way.rates]
             dear = [each.price for each in balances if each.price > 1.0 and not each.credit]
             assert [price for _, price in money.causes] == dear
             assert [each.open for each in balances] == [_open(quick, line, subject) for line, subject in way.passed]
@@ -158,6 +159,12 @@ def test_calm_money_is_calm_no_longer_when_its_plan_is_another(what: str) -> Non
 def _open(books: Books, line: Line, subject: str) -> int:
     accounts = [account for held in books._open.values() for account in held.accounts]
     return sum((account.key[0], account.subject) == (line.id, subject) for account in accounts)
+
+
+def _rate(balance: Balance) -> Rate:
+    resets_at_s = NEVER_S if balance.resets_at_s is None else balance.resets_at_s
+    rolling_s = ROLLING_S[balance.window] if balance.rolling else 0
+    return Rate(balance.calls, balance.calls_done, balance.tokens, balance.tokens_used, resets_at_s, rolling_s)
 
 
 def _room(balance: Balance) -> int | None:

@@ -115,6 +115,17 @@ class Lambda(msgspec.Struct, frozen=True, omit_defaults=True):
     ] = ()  # of each cause: of its limit, what is used and what was planned
 
 
+class Rate(msgspec.Struct, frozen=True):
+    """What is used of a hard limit on calls or tokens in a window."""
+
+    calls: int | None  # the limit
+    calls_done: int
+    tokens: int | None  # the limit
+    tokens_used: int  # and held
+    resets_at_s: int
+    rolling_s: int  # how long a window is that moves with the clock; 0: it does not
+
+
 class Balance(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One budget or credit of a payer as it stands. `subject`: whose account it is, within the scope."""
 

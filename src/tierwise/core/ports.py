@@ -7,7 +7,7 @@ from typing import Any, Literal, Protocol
 
 import msgspec
 
-from tierwise.core.budget import Balance, Budget, Charge, Denial, Hold, Lambda
+from tierwise.core.budget import Balance, Budget, Charge, Denial, Hold, Lambda, Rate
 from tierwise.core.catalogue import Deadlines, Provider
 from tierwise.core.episode import Decision, Episode, Failed, FailureKind, Replied, Told
 from tierwise.core.money import Usage
@@ -62,9 +62,12 @@ class Ledger(Protocol):
         budget, or a budget's id. The same id counts once; False then."""
         ...
 
-    def balances(self, payer: Payer, hints: Hints, *, rates: bool = False) -> tuple[Balance, ...]:
-        """Every budget and credit above this payer as it stands, in the order of the configuration. `rates`: only hard
-        limits on calls and tokens in a window."""
+    def balances(self, payer: Payer, hints: Hints) -> tuple[Balance, ...]:
+        """Every budget and credit above this payer as it stands, in the order of the configuration."""
+        ...
+
+    def rates(self, payer: Payer, hints: Hints) -> list[Rate]:
+        """Of every hard limit above this payer on calls or tokens in a window, in the order of the configuration."""
         ...
 
     @property

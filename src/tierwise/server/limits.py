@@ -9,7 +9,6 @@ import functools
 import time
 from typing import TYPE_CHECKING
 
-from tierwise.core.budget import ROLLING_S, Balance
 from tierwise.core.request import Hints, Payer
 from tierwise.server.http import Headers
 
@@ -29,39 +28,31 @@ def limit_headers(app: App, payer: Payer, hints: Hints = _NO_HINTS) -> Headers:
     now = time.time()
     calls: _Told | None = None
     tokens: _Told | None = None
-    for each in app.router.ledger.balances(payer, hints, rates=True):
-        wait_s = _wait_s(each, now)
+    for each in app.router.ledger.rates(payer, hints):
+        # A window that moves gives back bit by bit: all of it is back when what was used last has left it. It counts in
+        # parts, whole ones, so that may be a part later than a client would believe of a window of this length.
+        wait_s = each.rolling_s or each.resets_at_s - now
         if each.calls is not None:
             calls = _least(calls, each.calls, each.calls_done, wait_s)
         if each.tokens is not None:
             tokens = _least(tokens, each.tokens, each.tokens_used, wait_s)
-    return [*_headers(_REQUESTS, calls), *_headers(_TOKENS, tokens)]
-
-
-def _wait_s(balance: Balance, now: float) -> float:
-    """Until all of it is back."""
-    if balance.rolling:
-        # A window that moves gives back bit by bit: all of it is back when what was used last has left it. It counts in
-        # parts, whole ones, so that may be a part later than a client would believe of a window of this length.
-        return float(ROLLING_S[balance.window])
-    resets_at_s = balance.resets_at_s or 0
-    return resets_at_s - now if resets_at_s > now else 0.0
+    found = [] if calls is None else _headers(_REQUESTS, calls)
+    return found if tokens is None else found + _headers(_TOKENS, tokens)
 
 
 def _least(told: _Told | None, limit: int, used: int, wait_s: float) -> _Told:
     """The one that has less left, and of two that are used up the one that stays so for longer."""
     left = limit - used if limit > used else 0
-    wait_s = wait_s if used else 0.0
+    wait_s = wait_s if used and wait_s > 0.0 else 0.0
     if told is None or left < told[0] or (left == told[0] and wait_s > told[1]):
         return left, wait_s, limit
     return told
 
 
-def _headers(names: tuple[bytes, bytes, bytes], told: _Told | None) -> Headers:
-    if told is None:
-        return []
+def _headers(names: tuple[bytes, bytes, bytes], told: _Told) -> Headers:
     left, wait_s, limit = told
-    return [(names[0], b"%d" % limit), (names[1], b"%d" % left), (names[2], duration(wait_s).encode())]
+    limiting, remaining, reset = names
+    return [(limiting, b"%d" % limit), (remaining, b"%d" % left), (reset, duration(wait_s).encode())]
 
 
 @functools.lru_cache(maxsize=16)  # requests and tokens of one budget come back together

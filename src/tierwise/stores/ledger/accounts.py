@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from tierwise.core.budget import Balance, Budget, is_rate
+from tierwise.core.budget import ROLLING_S, Balance, Budget, Rate, is_rate
 from tierwise.core.keys import budget_id
 from tierwise.core.request import Payer
 from tierwise.stores.ledger.subjects import subjects_of
@@ -289,6 +289,16 @@ class Line:
             starts_at_s=None if start_s == -NEVER_S else start_s,
             resets_at_s=None if end_s == NEVER_S else end_s,
         )
+
+    def rate(self, subject: str, at_s: int) -> Rate:
+        """What of `balance` each reply tells, where this is a limit on calls or tokens in a window."""
+        budget, end_s = self.budget, self.end_s
+        account = self.accounts.get(subject) if at_s < self.plain_s else None
+        if account is not None:
+            return Rate(budget.calls, account.calls, budget.tokens, account.tokens + account.tokens_pending, end_s, 0)
+        counted, _, end_s = self.counted(subject, at_s)
+        calls, tokens = (counted.calls, counted.tokens) if counted else (0, 0)
+        return Rate(budget.calls, calls, budget.tokens, tokens, end_s, ROLLING_S[self.window] if self.rolling else 0)
 
     def at_once(self, subject: str) -> int:
         """Calls under way, whenever they began."""

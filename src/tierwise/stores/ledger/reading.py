@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from tierwise.core.budget import Balance, Lambda
+from tierwise.core.budget import Balance, Lambda, Rate
 from tierwise.core.request import Hints, Payer
 from tierwise.stores.ledger.books import Books
 from tierwise.stores.ledger.lines import Way
 
 
-def balances_of(way: Way, at_s: int, *, rates: bool = False) -> tuple[Balance, ...]:
-    """Every budget and credit as it stands, in the order of the configuration. `rates`: only hard limits on calls and
-    tokens in a window."""
-    return tuple([line.balance(subject, at_s) for line, subject in (way.rates if rates else way.passed)])
+def balances_of(way: Way, at_s: int) -> tuple[Balance, ...]:
+    """Every budget and credit as it stands, in the order of the configuration."""
+    return tuple([line.balance(subject, at_s) for line, subject in way.passed])
+
+
+def rates_of(way: Way, at_s: int) -> list[Rate]:
+    """Every hard limit on calls or tokens in a window. Every reply asks this, so no `Balance` is made for it."""
+    return [line.rate(subject, at_s) for line, subject in way.rates]
 
 
 def money_of(way: Way, at_s: int) -> Lambda:
@@ -60,8 +64,11 @@ class Reads:
     def money(self, payer: Payer, hints: Hints, at_s: int) -> Lambda:
         return money_of(self.books.passes(payer, hints), at_s)
 
-    def balances(self, payer: Payer, hints: Hints, *, rates: bool = False) -> tuple[Balance, ...]:
-        return balances_of(self.books.passes(payer, hints), self._now_s(), rates=rates)
+    def balances(self, payer: Payer, hints: Hints) -> tuple[Balance, ...]:
+        return balances_of(self.books.passes(payer, hints), self._now_s())
+
+    def rates(self, payer: Payer, hints: Hints) -> list[Rate]:
+        return rates_of(self.books.passes(payer, hints), self._now_s())
 
     def left_nano(self, payer: Payer, hints: Hints) -> int | None:
         return left_of(self.books.passes(payer, hints), self._now_s())
