@@ -50,8 +50,8 @@ class CheckThenAct(MemoryLedger):
         await asyncio.sleep(0)
         if not enough:
             return Denial(scope="team")
-        for standing in self.books._standings(hold):
-            standing.account.pending_nano += hold.amount_nano
+        for line, subject in self.books.passes(hold.payer, Hints()).passed:
+            line.standing(subject, hold.at_s).account.pending_nano += hold.amount_nano
         return None
 
 

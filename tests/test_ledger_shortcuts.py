@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.support.ledgers import ADA, NOON, a_hold
-from tierwise.core.budget import ROLLING_S, Balance, Budget, Charge, Hold, Rate
+from tierwise.core.budget import ROLLING_S, Balance, Budget, Charge, Denial, Hold, Rate
 from tierwise.core.money import MAX_NANO, Usage
 from tierwise.core.pace import SLOTS, Shape
 from tierwise.core.request import Hints, Payer
@@ -26,9 +26,9 @@ from tierwise.stores.ledger.windows import DAY_S, NEVER_S
 class Thorough(Books):
     """No account is all that counts here, and no money is calm."""
 
-    def _way(self, hold: Hold) -> Way:
+    def hold(self, hold: Hold) -> Denial | None:
         self.forget_shortcuts()
-        return super()._way(hold)
+        return super().hold(hold)
 
     def passes(self, payer: Payer, hints: Hints) -> Way:
         self.forget_shortcuts()

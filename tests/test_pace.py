@@ -37,7 +37,7 @@ from tierwise.stores.ledger.audit import audit
 from tierwise.stores.ledger.books import Books
 from tierwise.stores.ledger.reading import money_of
 from tierwise.stores.ledger.sqlite import SqliteLedger
-from tierwise.stores.ledger.traffic import Traffic
+from tierwise.stores.ledger.traffic import Traffic, count_all
 from tierwise.stores.ledger.windows import DAY_S, window_of
 
 HOUR_S = 3_600
@@ -143,8 +143,8 @@ def work(traffic: Traffic, start_s: int, days: int) -> None:
         at_s = start_s + hour * HOUR_S
         if traffic.slot(at_s) in range(12, 20):
             for i in range(10):
-                traffic.count(f"{at_s} {i}", at_s + i)
-    traffic.count("end", start_s + days * DAY_S)
+                count_all([traffic], f"{at_s} {i}", at_s + i)
+    count_all([traffic], "end", start_s + days * DAY_S)
 
 
 def test_hours_are_those_of_the_budgets_zone() -> None:
@@ -158,14 +158,14 @@ def test_hours_are_those_of_the_budgets_zone() -> None:
 
 def test_a_request_counts_once_and_an_hour_that_was_not_seen_whole_is_not_learned() -> None:
     traffic = Traffic()
-    traffic.count("a", NOON + 1_800)
-    traffic.count("b", NOON + HOUR_S)
-    traffic.count("b", NOON + HOUR_S + 1)  # a fallback
-    traffic.count("c", NOON + 3 * HOUR_S)
+    count_all([traffic], "a", NOON + 1_800)
+    count_all([traffic], "b", NOON + HOUR_S)
+    count_all([traffic], "b", NOON + HOUR_S + 1)  # a fallback
+    count_all([traffic], "c", NOON + 3 * HOUR_S)
     assert traffic.shape.seen[12:16] == (0, 1, 1, 0)
     assert traffic.shape.calls[12:16] == (0.0, 1.0, 0.0, 0.0)
-    traffic.count("d", NOON)  # a late clock
-    traffic.count("e", NOON + 4 * HOUR_S)
+    count_all([traffic], "d", NOON)  # a late clock
+    count_all([traffic], "e", NOON + 4 * HOUR_S)
     assert (traffic.shape.seen[12:17], traffic.shape.calls[15]) == ((0, 1, 1, 1, 0), 2.0)
 
 

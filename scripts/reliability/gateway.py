@@ -96,12 +96,13 @@ class CheckThenAct(MemoryLedger):
 
     async def hold(self, hold: Hold) -> Any:
         hints = Hints(session=hold.session or None, workflow=hold.workflow or None)
-        room = balances_of(self.books.passes(hold.payer, hints), hold.at_s)
+        way = self.books.passes(hold.payer, hints)
+        room = balances_of(way, hold.at_s)
         if any(each.left_nano is not None and each.left_nano < hold.amount_nano for each in room):
             return await super().hold(hold)  # refused as ever
         await asyncio.sleep(0)
-        for standing in self.books._standings(hold):
-            standing.account.pending_nano += hold.amount_nano
+        for line, subject in way.passed:
+            line.standing(subject, hold.at_s).account.pending_nano += hold.amount_nano
         return None
 
 

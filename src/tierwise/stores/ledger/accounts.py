@@ -27,6 +27,8 @@ FORGETTING_TRIES = 8  # accounts looked at for each new one, so that no hold pay
 MADE_BY_CALLERS = ("request", "session", "workflow")
 RECENT_KEPT = 64  # fingerprints of an account's last steps
 
+_ALWAYS = (-NEVER_S, NEVER_S, None)  # (first second, second of the next change, plan) of a lifetime
+
 Key = tuple[str, str, int]  # line, subject, first second
 
 
@@ -196,11 +198,7 @@ class Line:
         return _summed(account, older, start_s), start_s, end_s
 
     def drawn(self, subject: str, at_s: int) -> tuple[int, int]:
-        """(nano-dollars posted and held, the limit in money or 0 for none), as `counted` has them. Asked for each of
-        its budgets twice by each request: of one account no Standing is made."""
-        account = self.accounts.get(subject) if at_s < self.plain_s else None
-        if account is not None:
-            return account.posted_nano + account.pending_nano, account.limit_nano or 0
+        """(nano-dollars posted and held, the limit in money or 0 for none), as `counted` has them."""
         counted, _, _ = self.counted(subject, at_s)
         return counted.posted_nano + counted.pending_nano if counted else 0, self.limit_of(counted) or 0
 
@@ -215,7 +213,7 @@ class Line:
         door, so a limit on one has no price."""
         if self.budget.scope == "request":
             return 1.0, None
-        start_s, end_s, plan = self._planned(at_s)
+        start_s, end_s, plan = _ALWAYS if self.window == "lifetime" else self._planned(at_s)
         price = price_of_money(
             used,
             limit,

@@ -34,7 +34,7 @@ def reserved(hold: Hold, passed: Sequence[Pass]) -> int:
     return max((hold.amount_nano, *(line.budget.reserve_nano or 0 for line, _ in passed)))
 
 
-def fitting(hold: Hold, amount_nano: int, passed: Sequence[Pass]) -> list[Account] | None:
+def fitting(hold: Hold, amount_nano: int, passed: Sequence[Pass]) -> tuple[Account, ...] | None:
     """The accounts that a hold is counted on, opened where they are new; None when one of them refuses it.
 
     Almost always each is all that counts for its subject, and says at a glance that there is room. Only of the others
@@ -58,7 +58,7 @@ def fitting(hold: Hold, amount_nano: int, passed: Sequence[Pass]) -> list[Accoun
         if refusals(standing, hold, amount_nano):
             return None
         found.append(standing.account)
-    return found
+    return tuple(found)
 
 
 def _counts_fit(budget: Budget, account: Account, hold: Hold) -> bool:

@@ -8,7 +8,7 @@ nano-dollars, times are seconds since 1970 and come from the caller.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import msgspec
 
@@ -16,11 +16,11 @@ from tierwise.core.budget import Budget, Charge, Denial, Hold
 from tierwise.core.keys import CREDIT_SCOPES, merged
 from tierwise.core.money import MAX_NANO
 from tierwise.core.request import Hints, Payer
-from tierwise.stores.ledger.accounts import RECENT_KEPT, Account, Counts, Key, Line, Load, Standing
+from tierwise.stores.ledger.accounts import RECENT_KEPT, Account, Counts, Key, Line, Load
 from tierwise.stores.ledger.admission import denial, fitting, reserved, without_last
 from tierwise.stores.ledger.closed import Closed
 from tierwise.stores.ledger.laws import faults
-from tierwise.stores.ledger.lines import Lines, Way
+from tierwise.stores.ledger.lines import Lines, Pass, Way
 from tierwise.stores.ledger.live import Live
 from tierwise.stores.ledger.rows import (
     TOP_UP,
@@ -34,6 +34,7 @@ from tierwise.stores.ledger.rows import (
     top_up_of,
 )
 from tierwise.stores.ledger.sleeping import Sleeping
+from tierwise.stores.ledger.traffic import count_all
 
 # Entries that the audit in memory sums up one by one; older ones are carried forward in one sum for each account.
 ENTRIES_KEPT = 4_000
@@ -100,34 +101,38 @@ class Books:
         if hold.id in self._open or self._closed.has_or_had(hold.id, self._load_hold):
             return None
         self.revision += 1  # a hold counts as traffic, also one that is refused
-        way = self._way(hold)
+        way = self._lines.way(hold.payer, hold.session, hold.workflow)
+        passed = way.passed
+        if way.requests or hold.request_limit_nano is not None:
+            passed = self._with_own(hold, passed)
         if not hold.bounded:
-            amount = reserved(hold, way.passed)
-        accounts = fitting(hold, amount, way.passed)
+            amount = reserved(hold, passed)
+        accounts = fitting(hold, amount, passed)
         at_s, request = hold.at_s, hold.request or hold.id
-        for traffic in way.traffic:
-            traffic.count(request, at_s)
+        count_all(way.traffic, request, at_s)
         if accounts is None:
-            return denial(hold, amount, self._standings(hold))
-        step = hold.fingerprint if steps else ""
-        noted = step if way.repeats else ""
-        dirty, live = self._dirty, self._live
+            return denial(hold, amount, [line.standing(subject, at_s) for line, subject in passed])
         for account in accounts:
             account.pending_nano += amount
             account.tokens_pending += tokens
             account.steps += steps
             account.calls += 1
+            if not account.open:
+                self._live.begin(account)
             account.open += 1
             if not account.first_s:
                 account.first_s = at_s
-            if noted and account.line.budget.repeats is not None:
-                account.recent = (*account.recent, noted)[-RECENT_KEPT:]
-            key = account.key
-            if key not in live:
-                live.begin(account)
-            dirty[key] = account
-        row = self._touched[hold.id] = row_of(hold, amount, tuple([account.key for account in accounts]))
-        self._open[hold.id] = _Held(row, tuple(accounts), step)
+        step = hold.fingerprint if steps else ""
+        if step and way.repeats:
+            for account in accounts:
+                if account.line.budget.repeats is not None:
+                    account.recent = (*account.recent, step)[-RECENT_KEPT:]
+        if accounts != way.accounts:  # mostly they are those of the hold before
+            way.accounts, way.keys = accounts, tuple([account.key for account in accounts])
+        keys = way.keys
+        self._dirty.update(zip(keys, accounts, strict=True))
+        row = self._touched[hold.id] = row_of(hold, amount, keys)
+        self._open[hold.id] = _Held(row, accounts, step)
         return None
 
     def undo(self, hold_id: str) -> None:
@@ -325,21 +330,15 @@ class Books:
 
     # -------------------------------------------------------------------------------------------- helpers
 
-    def _way(self, hold: Hold) -> Way:
-        """All that a hold passes, and whose account in it is the hold's."""
-        way = self._lines.way(hold.payer, hold.session, hold.workflow)
-        if not way.requests and hold.request_limit_nano is None:
-            return way
+    def _with_own(self, hold: Hold, passed: Sequence[Pass]) -> Sequence[Pass]:
+        """What a hold passes where its request has accounts of its own: under budgets on single requests, and under the
+        limit that the caller put on it."""
         request = hold.request or hold.id
-        passed = [(line, request if line.budget.scope == "request" else subject) for line, subject in way.passed]
+        found = [(line, request if line.budget.scope == "request" else subject) for line, subject in passed]
         if hold.request_limit_nano is not None:
             self._caps.standing(request, hold.at_s).account.limit(hold.request_limit_nano)
-            passed.append((self._caps, request))
-        return Way(passed, requests=True, repeats=way.repeats)
-
-    def _standings(self, hold: Hold) -> list[Standing]:
-        """How all that a hold passes stands, added up one by one."""
-        return [line.standing(subject, hold.at_s) for line, subject in self._way(hold).passed]
+            found.append((self._caps, request))
+        return found
 
     def _account(self, key: Key) -> Account:
         """The account of a key, whichever line it is of; one of a line that is no more stands alone."""
@@ -385,7 +384,6 @@ class Books:
         row = held.row
         amount, tokens_held = row.amount_nano, row.tokens
         excess = cost - amount
-        dirty = self._dirty
         self.revision += 1
         for account in held.accounts:
             account.pending_nano -= amount
@@ -395,14 +393,15 @@ class Books:
             account.open -= 1
             if not account.open:
                 self._live.end(account)
-            if excess > 0:
-                account.overage_nano += excess
-            if released:  # the call was never made, so it was no step
+        self._dirty.update(zip(row.accounts, held.accounts, strict=True))
+        if released:  # the call was never made, so it was no step
+            for account in held.accounts:
                 account.steps -= row.steps
                 account.calls -= 1
                 account.recent = without_last(account.recent, held.fingerprint)
-            dirty[account.key] = account
         if excess > 0:
+            for account in held.accounts:
+                account.overage_nano += excess
             self.overages += 1
             self.overage_nano += excess
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from tierwise.core.budget import Budget
 from tierwise.core.keys import CREDIT_SCOPES, budget_id, merged
 from tierwise.core.request import Payer
-from tierwise.stores.ledger.accounts import Line
+from tierwise.stores.ledger.accounts import Account, Key, Line
 from tierwise.stores.ledger.traffic import Traffic
 
 _FIELDS = ("key", "user", "team", "organisation")
@@ -39,14 +39,19 @@ class _Path(NamedTuple):
 
 
 class Way:
-    """All that the calls of one session or workflow of a payer pass. Whoever gets one must not change it."""
+    """All that the calls of one session or workflow of a payer pass. Whoever gets one must not change it, but for the
+    accounts that a hold was counted on last, and their keys, which the next holds share."""
 
-    __slots__ = ("passed", "rates", "repeats", "requests", "traffic")
+    __slots__ = ("accounts", "keys", "lasting", "money", "passed", "rates", "repeats", "requests", "traffic")
 
     def __init__(self, passed: Sequence[Pass], *, requests: bool, repeats: bool) -> None:
         self.passed = passed
         self.requests = requests  # in some of them each request may have an account of its own,
         self.repeats = repeats  # and some of them may look for calls that repeat
+        self.accounts: tuple[Account, ...] = ()
+        self.keys: tuple[Key, ...] = ()
+        self.money = [each for each in passed if each[0].has_money]
+        self.lasting = [each for each in passed if each[0].lasts]
         self.rates = [each for each in passed if each[0].is_rate]
         self.traffic: list[Traffic] = [line.traffic for line, _ in passed if line.traffic is not None]
 

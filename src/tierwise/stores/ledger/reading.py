@@ -22,14 +22,16 @@ def rates_of(way: Way, at_s: int) -> list[Rate]:
 
 def money_of(way: Way, at_s: int) -> Lambda:
     """λ is that of the dearest budget that a payer passes through; `causes` are those whose own λ is above 1. Every
-    request asks this, so no `Balance` is made for it."""
+    request asks this and `left_of`: no `Balance` is made for them, and what one account says is read from it."""
     value, left, tightest = 1.0, None, None
     causes: list[tuple[str, float]] = []
     shares: list[tuple[float, float | None]] = []
-    for line, subject in way.passed:
-        if not line.has_money:
-            continue
-        used, limit = line.drawn(subject, at_s)
+    for line, subject in way.money:
+        account = line.accounts.get(subject) if at_s < line.plain_s else None
+        if account is not None:
+            used, limit = account.posted_nano + account.pending_nano, account.limit_nano or 0
+        else:
+            used, limit = line.drawn(subject, at_s)
         if used > (line.calm_nano if line.calm_s == at_s else line.calm_at(at_s)):  # mostly it is not
             price, plan = line.price_at(used, limit, at_s)
             if price > 1.0:
@@ -47,11 +49,15 @@ def left_of(way: Way, at_s: int) -> int | None:
     """The least that a hard budget or credit has left, below zero after an overage; None when none has a limit in
     money. A limit on single requests is none of them: it is new with each."""
     least: int | None = None
-    for line, subject in way.passed:
-        if line.lasts:
+    for line, subject in way.lasting:
+        account = line.accounts.get(subject) if at_s < line.plain_s else None
+        if account is not None:
+            left = (account.limit_nano or 0) - account.posted_nano - account.pending_nano
+        else:
             used, limit = line.drawn(subject, at_s)
-            if least is None or limit - used < least:
-                least = limit - used
+            left = limit - used
+        if least is None or left < least:
+            least = left
     return least
 
 

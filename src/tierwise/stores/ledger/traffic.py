@@ -6,7 +6,7 @@ learned over a restart.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import datetime
 
 import msgspec
@@ -47,16 +47,6 @@ class Traffic:
         self._asked = (0, 0, 0)  # what was asked of it last,
         self._share = 0.0  # and what the answer was
         self.is_news = False  # something was counted since `kept`
-
-    def count(self, request: str, at_s: int) -> None:
-        """A request asks for money, and gets some or not. One that asks again at once (a fallback) counts once."""
-        hour = at_s // HOUR_S
-        if hour != self._hour:
-            self._come(hour)
-        if request != self._last:
-            self._calls += 1
-            self._last = request
-            self.is_news = True
 
     def kept(self) -> str:
         """As a store keeps it. JSON, below 2 KB."""
@@ -104,3 +94,15 @@ class Traffic:
             self.shape = learned(self.shape, self.slot(empty * HOUR_S), 0)
         self._hour, self._calls, self._whole = hour, 0, True
         self._learned()
+
+
+def count_all(traffics: Iterable[Traffic], request: str, at_s: int) -> None:
+    """A request asks for money, and gets some or not. One that asks again at once (a fallback) counts once."""
+    hour = at_s // HOUR_S
+    for traffic in traffics:
+        if hour != traffic._hour:
+            traffic._come(hour)
+        if request != traffic._last:
+            traffic._calls += 1
+            traffic._last = request
+            traffic.is_news = True
