@@ -23,7 +23,6 @@ from tierwise.core.money import Usage
 from tierwise.core.request import Payer
 from tierwise.stores.ledger.accounts import Counts, Key, Line
 from tierwise.stores.ledger.books import SUSPENSE_S, Books
-from tierwise.stores.ledger.lines import Way
 from tierwise.stores.ledger.rows import Changes, HoldRow
 from tierwise.stores.ledger.windows import DAY_S, NEVER_S
 
@@ -407,11 +406,13 @@ class SettlesTwice(Books):
 class ChecksOneLevel(Books):
     """Only the first budget of the path is asked; the others refuse nothing."""
 
-    def _way(self, hold: Hold) -> Way:
-        way = super()._way(hold)
-        for place, (line, _) in enumerate(way.passed):
+    def hold(self, hold: Hold) -> Denial | None:
+        passed = self._lines.way(hold.payer, hold.session, hold.workflow).passed
+        if hold.request_limit_nano is not None:
+            passed = [*passed, (self._caps, "")]
+        for place, (line, _) in enumerate(passed):
             line.hard = line.budget.hard and place == 0
-        return way
+        return super().hold(hold)
 
 
 class ForgetsHolds(Books):
@@ -431,11 +432,11 @@ class _MovesBack(Line):
 class MovesBack(Books):
     """A window that follows the clock backwards, and is spent again."""
 
-    def _way(self, hold: Hold) -> Way:
+    def hold(self, hold: Hold) -> Denial | None:
         for line in self._lines:
             line.__class__ = _MovesBack
             line._move(hold.at_s)
-        return super()._way(hold)
+        return super().hold(hold)
 
 
 MUTANTS: dict[str, type[Books]] = {
