@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import deque
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
@@ -16,21 +17,18 @@ class Gathered(Generic[T]):
     def __init__(self, work: Callable[[list[T]], None], enough: int) -> None:
         self._work = work
         self._enough = enough
-        self._waiting: list[T] = []
-        self._changing = threading.Lock()  # `_waiting`; never for long
+        self._waiting: deque[T] = deque()  # appended to by anyone; who takes from it holds the lock
         self._working = threading.Lock()
 
     def add(self, thing: T) -> None:
-        with self._changing:
-            self._waiting.append(thing)
-            enough = len(self._waiting) >= self._enough
-        if enough:
+        waiting = self._waiting
+        waiting.append(thing)
+        if len(waiting) >= self._enough:
             self.flush()
 
     def flush(self) -> None:
         """When it returns, all that was added before has been worked on."""
         with self._working:
-            with self._changing:
-                some, self._waiting = self._waiting, []
+            some = [self._waiting.popleft() for _ in range(len(self._waiting))]
             if some:
                 self._work(some)

@@ -36,10 +36,9 @@ def sums(record: Record) -> tuple[int, int, int, int, int, int, int]:
     """One record's share of a `Total`, in the order of its fields after `model`."""
     outcome = record.outcome
     cost, baseline, usage = outcome.cost_nano, outcome.baseline_nano, outcome.usage
-    numbers = [cost or 0, baseline or 0, usage.prompt_tokens, usage.completion_tokens]
+    paid, alone, read, written = numbers = (cost or 0, baseline or 0, usage.prompt_tokens, usage.completion_tokens)
     if max(numbers) > COLUMN_MAX or min(numbers) < -COLUMN_MAX:
-        numbers = [max(-COLUMN_MAX, min(number, COLUMN_MAX)) for number in numbers]
-    paid, alone, read, written = numbers
+        paid, alone, read, written = [max(-COLUMN_MAX, min(number, COLUMN_MAX)) for number in numbers]
     saved = 0 if cost is None or baseline is None else alone - paid
     return 1, paid, alone, saved, int(cost is None), read, written
 

@@ -10,7 +10,7 @@ import msgspec
 from tierwise.stores.ledger.accounts import Counts, Key
 from tierwise.stores.ledger.chain import chained
 from tierwise.stores.ledger.file import account_row, entry_row, hold_row
-from tierwise.stores.ledger.rows import Changes, HoldRow, has_row
+from tierwise.stores.ledger.rows import UNKEPT, Changes, HoldRow
 from tierwise.stores.ledger.writer import Row, Rows
 
 
@@ -54,7 +54,7 @@ class Batch(msgspec.Struct, kw_only=True):
 
     def take(self, changes: Changes, end: End) -> End:
         """What the books have changed, in the order of their entries. Gives the end of the chain then."""
-        self.accounts |= {key: counts for key, counts in changes.accounts.items() if has_row(key)}
+        self.accounts |= {key: counts for key, counts in changes.accounts.items() if not key[0].startswith(UNKEPT)}
         self.holds |= changes.holds
         if not changes.entries:
             return end

@@ -7,6 +7,7 @@ disk is full, so that calls under way can still be settled.
 
 from __future__ import annotations
 
+import functools
 import os
 import socket
 from pathlib import Path
@@ -93,8 +94,22 @@ def read_state(connection: apsw.Connection) -> State:
 
 
 def account_row(key: Key, counts: Counts, written_s: int) -> tuple[object, ...]:
-    *numbers, recent = msgspec.structs.astuple(counts)
-    return (*key, *numbers, _encode(recent).decode() if recent else "[]", written_s)
+    return (
+        *key,
+        counts.limit_nano,
+        counts.bound_nano,
+        counts.posted_nano,
+        counts.pending_nano,
+        counts.overage_nano,
+        counts.tokens,
+        counts.tokens_pending,
+        counts.calls,
+        counts.steps,
+        counts.open,
+        counts.first_s,
+        _encode(counts.recent).decode() if counts.recent else "[]",
+        written_s,
+    )
 
 
 def counts_of(row: tuple[Any, ...]) -> Counts:
@@ -114,7 +129,7 @@ def hold_row(row: HoldRow) -> tuple[object, ...]:
         row.least_nano,
         row.at_s,
         row.snapshot,
-        _encode(row.accounts).decode(),
+        text_of(row.accounts),
         row.state,
         row.cost_nano,
         row.closed_s,
@@ -129,7 +144,7 @@ def hold_of(row: tuple[Any, ...]) -> HoldRow:
 
 def entry_row(seq: int, entry: Entry) -> tuple[object, ...]:
     """The columns HASHED."""
-    accounts = _encode(entry.accounts).decode()
+    accounts = text_of(entry.accounts)
     return (seq, entry.at_s, entry.hold, accounts, entry.amount_nano, entry.kind, entry.snapshot, entry.note)
 
 
@@ -146,6 +161,12 @@ def entry_of(row: tuple[Any, ...]) -> tuple[int, Entry]:
         note=note,
     )
     return seq, entry
+
+
+@functools.lru_cache(maxsize=1024)  # a call writes the same ones three times, and so do those of its session
+def text_of(accounts: tuple[Key, ...]) -> str:
+    """As a column `accounts` has them."""
+    return _encode(accounts).decode()
 
 
 def keys_of(accounts: str) -> tuple[Key, ...]:

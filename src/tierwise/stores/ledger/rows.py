@@ -11,6 +11,9 @@ from tierwise.stores.ledger.accounts import Counts, Key
 
 EntryKind = Literal["reported", "estimated", "overage", "suspense", "correction", "variance", "grant"]
 HoldState = Literal["open", "suspense", "settled", "released"]
+# A store keeps no accounts of these lines. What one request may come to matters while its process lives: each has an id
+# of its own, and its entries stay.
+UNKEPT = ("request[", "cap/")
 TOP_UP = "grant "  # what the id of a top-up begins with, among those of holds
 
 
@@ -49,12 +52,6 @@ class HoldRow(msgspec.Struct, frozen=True, kw_only=True):
         """Those that were used for certain. Only the money is noted while a call is under way, and what is certain of
         it was at most as dear as the tokens that it was held for; where nothing has a price, all may have been used."""
         return -(-self.tokens * self.least_nano // self.amount_nano) if self.least_nano else self.tokens
-
-
-def has_row(key: Key) -> bool:
-    """Whether a store keeps an account. What one request may come to matters while its process lives: each has an id of
-    its own, and its entries stay."""
-    return not key[0].startswith(("request[", "cap/"))
 
 
 def row_of(hold: Hold, amount_nano: int, accounts: tuple[Key, ...]) -> HoldRow:
