@@ -407,7 +407,7 @@ class ChecksOneLevel(Books):
     """Only the first budget of the path is asked; the others refuse nothing."""
 
     def hold(self, hold: Hold) -> Denial | None:
-        passed = self._lines.way(hold.payer, hold.session, hold.workflow).passed
+        passed = self._lines.ways[hold.payer, hold.session, hold.workflow].passed
         if hold.request_limit_nano is not None:
             passed = [*passed, (self._caps, "")]
         for place, (line, _) in enumerate(passed):

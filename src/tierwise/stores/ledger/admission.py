@@ -63,11 +63,10 @@ def fitting(hold: Hold, amount_nano: int, passed: Sequence[Pass]) -> tuple[Accou
 
 def _counts_fit(budget: Budget, account: Account, hold: Hold) -> bool:
     """By its sums alone: what watches more than these is looked at more closely."""
-    steps, calls, tokens = budget.steps, budget.calls, budget.tokens
     return (
-        (steps is None or account.steps + hold.steps <= steps)
-        and (calls is None or account.calls < calls)
-        and (tokens is None or account.tokens + account.tokens_pending + hold.tokens <= tokens)
+        (budget.steps is None or account.steps + hold.steps <= budget.steps)
+        and (budget.calls is None or account.calls < budget.calls)
+        and (budget.tokens is None or account.tokens + account.tokens_pending + hold.tokens <= budget.tokens)
     )
 
 

@@ -101,7 +101,7 @@ class Books:
         if hold.id in self._open or self._closed.has_or_had(hold.id, self._load_hold):
             return None
         self.revision += 1  # a hold counts as traffic, also one that is refused
-        way = self._lines.way(hold.payer, hold.session, hold.workflow)
+        way = self._lines.ways[hold.payer, hold.session, hold.workflow]
         passed = way.passed
         if way.requests or hold.request_limit_nano is not None:
             passed = self._with_own(hold, passed)
@@ -244,7 +244,7 @@ class Books:
 
     def passes(self, payer: Payer, hints: Hints) -> Way:
         """Every budget and credit above a payer, and whose account in it is the payer's, for `reading`."""
-        return self._lines.way(payer, hints.session or "", hints.workflow or "")
+        return self._lines.ways[payer, hints.session or "", hints.workflow or ""]
 
     def open_holds(self) -> int:
         return len(self._open) + self._asleep.count

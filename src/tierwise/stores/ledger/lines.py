@@ -56,6 +56,20 @@ class Way:
         self.traffic: list[Traffic] = [line.traffic for line, _ in passed if line.traffic is not None]
 
 
+class Ways(dict[tuple[Payer, str, str], Way]):
+    """By payer, session and workflow, every line that a call falls on. Asked four times for each request, so it is
+    worked out once for each session or workflow, and what the payer alone decides once for each payer."""
+
+    def __init__(self, new: Callable[[Payer, str, str], Way]) -> None:
+        self._new = new
+
+    def __missing__(self, who: tuple[Payer, str, str]) -> Way:
+        if len(self) >= PATHS_KEPT:
+            self.clear()
+        way = self[who] = self._new(*who)
+        return way
+
+
 class Lines:
     """In the order of the configuration, everywhere."""
 
@@ -67,18 +81,12 @@ class Lines:
         self._for_all: list[Line] = []
         self._for: dict[tuple[str, str], list[Line]] = {}  # by the first condition on who pays
         self._paths: dict[Payer, _Path] = {}
-        self._ways: dict[tuple[Payer, str, str], Way] = {}
+        self.ways = Ways(self._new_way)
         self._put(0, 0, list(lines))
 
     def __iter__(self) -> Iterator[Line]:
         """Without the credits."""
         return iter(self._all)
-
-    def way(self, payer: Payer, session: str, workflow: str) -> Way:
-        """Every line that a call falls on. Asked four times for each request, so it is worked out once for each session
-        or workflow, and what the payer alone decides once for each payer."""
-        way = self._ways.get((payer, session, workflow))
-        return way if way is not None else self._new_way(payer, session, workflow)
 
     def _new_way(self, payer: Payer, session: str, workflow: str) -> Way:
         path = self._paths.get(payer)
@@ -89,10 +97,7 @@ class Lines:
         found = path.passed.copy()
         for place, line in path.asking:
             found[place:place] = [(line, subject) for subject in line.subjects(payer, session, workflow, "")]
-        if len(self._ways) >= PATHS_KEPT:
-            self._ways.clear()
-        way = self._ways[payer, session, workflow] = Way(found, requests=path.requests, repeats=path.repeats)
-        return way
+        return Way(found, requests=path.requests, repeats=path.repeats)
 
     def _path(self, payer: Payer) -> _Path:
         lines = self.of(payer)
@@ -121,7 +126,7 @@ class Lines:
 
     def _forget_ways(self) -> None:
         self._paths.clear()
-        self._ways.clear()
+        self.ways.clear()
 
     def of(self, payer: Payer) -> Iterable[Line]:
         """Every line that this payer's calls can fall on; some of them may not match all the same."""

@@ -123,18 +123,20 @@ class SqliteLedger(GroupCommits):
         _encode((hold.id, hold.request, hold.session, hold.workflow, hold.fingerprint, hold.payer))
         if hold.at_s < self.books.forgotten_s:
             hold = msgspec.structs.replace(hold, at_s=self._now_s())
-        waiters = self._waiters.get(hold.id)
+        id, books = hold.id, self.books
+        waiters = self._waiters.get(id)
         first = waiters is None
         if waiters is None:
-            before = self.books.revision
+            before = books.revision
             if hold.amount_nano > MOST or hold.tokens > MOST:
-                raise ValueError(f"hold {hold.id!r}: {hold.amount_nano} nano-dollars cannot be held")
-            denial = self.books.hold(hold)
-            if denial is not None or self.books.revision == before:  # or held before, and on the disk by now
+                raise ValueError(f"hold {id!r}: {hold.amount_nano} nano-dollars cannot be held")
+            denial = books.hold(hold)
+            if denial is not None or books.revision == before:  # or held before, and on the disk by now
                 return denial
-            waiters = self._waiters[hold.id] = []
-            self._next.waiting.append(hold.id)
-            if len(self._next.waiting) >= BATCH_HOLDS:
+            waiters = self._waiters[id] = []
+            waiting = self._next.waiting
+            waiting.append(id)
+            if len(waiting) >= BATCH_HOLDS:
                 self._queue.append(self._cut())  # large enough for one commit
         future = self._running().create_future()
         waiters.append(future)
@@ -144,7 +146,7 @@ class SqliteLedger(GroupCommits):
         except asyncio.CancelledError:
             # Nobody saw the answer, so nothing was sent. What the request says of it afterwards is ignored.
             if first and len(waiters) == 1 and not self._closed:
-                self.books.settle(hold.id, Charge(cost_nano=0, kind="released"), self._now_s())
+                books.settle(id, Charge(cost_nano=0, kind="released"), self._now_s())
                 self._later()
             raise
         return None
