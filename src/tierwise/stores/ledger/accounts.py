@@ -17,7 +17,15 @@ from tierwise.core.keys import budget_id
 from tierwise.core.request import Payer
 from tierwise.stores.ledger.subjects import subjects_of
 from tierwise.stores.ledger.traffic import Traffic
-from tierwise.stores.ledger.windows import NEVER_S, PACED, calm_of_money, price_of_money, rolling_part, window_of
+from tierwise.stores.ledger.windows import (
+    NEVER_S,
+    PACED,
+    calm_of_money,
+    price_of_lifetime,
+    price_of_money,
+    rolling_part,
+    window_of,
+)
 
 # Callers make sessions, workflows and requests at will, so their accounts are forgotten, the longest unused first,
 # above this number. One with an open hold never is. Whoever returns after that many others begins at zero, unless the
@@ -26,8 +34,6 @@ ACCOUNTS_KEPT = 50_000
 FORGETTING_TRIES = 8  # accounts looked at for each new one, so that no hold pays for a long clean-up
 MADE_BY_CALLERS = ("request", "session", "workflow")
 RECENT_KEPT = 64  # fingerprints of an account's last steps
-
-_ALWAYS = (-NEVER_S, NEVER_S, None)  # (first second, second of the next change, plan) of a lifetime
 
 Key = tuple[str, str, int]  # line, subject, first second
 
@@ -213,7 +219,9 @@ class Line:
         door, so a limit on one has no price."""
         if self.budget.scope == "request":
             return 1.0, None
-        start_s, end_s, plan = _ALWAYS if self.window == "lifetime" else self._planned(at_s)
+        if self.window == "lifetime":
+            return price_of_lifetime(used, limit, hard=self.hard), None
+        start_s, end_s, plan = self._planned(at_s)
         price = price_of_money(
             used,
             limit,

@@ -95,6 +95,8 @@ def price_of_money(
     `used_nano` is spent and held together. `plan`: the share of the limit that was to be used by `at_s`; None is a
     straight line from `start_s` to `end_s`. What has no plan: a lifetime, windows that move with the clock (whatever is
     used was used within one window's length), and minutes and hours, whose limits are for bursts."""
+    if end_s == NEVER_S:
+        return price_of_lifetime(used_nano, limit_nano, hard=hard)
     if limit_nano <= 0:
         return LAMBDA_MAX
     used = used_nano / limit_nano
@@ -103,7 +105,15 @@ def price_of_money(
         return price_when_soft(used, 1.0 if plan is None else plan)
     if plan is not None:
         return price_by_plan(used, plan)
-    return price_by_scarcity(used) if end_s == NEVER_S else price_by_share(used)
+    return price_by_share(used)
+
+
+def price_of_lifetime(used_nano: int, limit_nano: int, *, hard: bool) -> float:
+    """As `price_of_money`, where no window ever begins anew."""
+    if limit_nano <= 0:
+        return LAMBDA_MAX
+    used = used_nano / limit_nano
+    return price_by_scarcity(used) if hard else price_when_soft(used, 1.0)
 
 
 def calm_of_money(
