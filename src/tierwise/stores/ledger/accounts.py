@@ -223,15 +223,7 @@ class Line:
             return price_of_lifetime(used, limit, hard=self.hard), None
         start_s, end_s, plan = self._planned(at_s)
         price = price_of_money(
-            used,
-            limit,
-            start_s,
-            end_s,
-            at_s,
-            window=self.window,
-            rolling=self.rolling,
-            hard=self.hard,
-            plan=plan,
+            used, limit, start_s, end_s, at_s, window=self.window, rolling=self.rolling, hard=self.hard, plan=plan
         )
         return price, plan
 
@@ -244,14 +236,7 @@ class Line:
         else:
             start_s, end_s, plan = self._planned(at_s)
             self.calm_nano = calm_of_money(
-                limit,
-                start_s,
-                end_s,
-                at_s,
-                window=self.window,
-                rolling=self.rolling,
-                hard=self.hard,
-                plan=plan,
+                limit, start_s, end_s, at_s, window=self.window, rolling=self.rolling, hard=self.hard, plan=plan
             )
         self.calm_s = at_s
         return self.calm_nano

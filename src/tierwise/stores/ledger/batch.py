@@ -54,7 +54,9 @@ class Batch(msgspec.Struct, kw_only=True):
 
     def take(self, changes: Changes, end: End) -> End:
         """What the books have changed, in the order of their entries. Gives the end of the chain then."""
-        self.accounts |= {key: counts for key, counts in changes.accounts.items() if not key[0].startswith(UNKEPT)}
+        self.accounts |= changes.accounts
+        for key in [key for key in changes.accounts if key[0].startswith(UNKEPT)]:
+            del self.accounts[key]
         self.holds |= changes.holds
         if not changes.entries:
             return end
