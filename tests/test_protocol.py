@@ -18,7 +18,7 @@ from uvicorn.server import ServerState
 from tests.support.gateway import Gateway, world
 from tests.support.upstream import FakeUpstream
 from tierwise.server import protocol
-from tierwise.server.http import TAKE
+from tierwise.server.http import CALLER
 
 BODY = json.dumps({"model": "auto", "messages": [{"role": "user", "content": "Hello"}]}).encode()
 HEAD = b"POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
@@ -92,7 +92,7 @@ async def test_a_long_body_is_taken_whole_and_its_callers_leaving_seen_from_then
     paused: list[bool] = []
 
     async def app(scope: dict[str, Any], receive: Any, send: Any) -> None:
-        taken.append(scope[TAKE]())
+        taken.append(scope[CALLER].take())
         paused.append(connection.flow.read_paused)
         await send({"type": "http.response.start", "status": 204, "headers": []})
         await send({"type": "http.response.body", "body": b""})
@@ -169,7 +169,7 @@ async def test_a_whole_reply_in_one_step_is_the_reply_in_two(
 ) -> None:
     """To the byte, but for the decision's id, also for two requests that came in one piece."""
     head = HEAD.replace(b"HTTP/1.1", line) + more + b"content-length: %d\r\n\r\n" % len(BODY)
-    at_once = protocol._whole
+    at_once = protocol._Caller.whole
     sent: list[bool] = []
 
     def counted(*reply: Any) -> bool:
@@ -187,10 +187,10 @@ async def test_a_whole_reply_in_one_step_is_the_reply_in_two(
         return re.sub(rb"[0-9a-f]{32}", b"ID", said_once + found)
 
     async with FakeUpstream() as one, Gateway(tmp_path, world(one)) as gateway:
-        monkeypatch.setattr(protocol, "_whole", counted)
+        monkeypatch.setattr(protocol._Caller, "whole", counted)
         in_one = await heard(gateway)
         assert sent and all(sent)
-        monkeypatch.setattr(protocol, "_whole", lambda *reply: False)
+        monkeypatch.setattr(protocol._Caller, "whole", lambda *reply: False)
         assert in_one == await heard(gateway)
         assert in_one.count(b"connection: close") == (2 if more or line == b"HTTP/1.0" else 0)
 
@@ -199,7 +199,7 @@ async def test_a_whole_reply_in_one_step_is_the_reply_in_two(
 async def test_a_streams_head_in_one_step_is_the_head_that_is_sent(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, more: bytes
 ) -> None:
-    begin = protocol._begin
+    begin = protocol._Caller.begin
     begun: list[bool] = []
 
     def counted(*head: Any) -> bool:
@@ -216,10 +216,10 @@ async def test_a_streams_head_in_one_step_is_the_head_that_is_sent(
         return re.sub(rb"[0-9a-f]{32}", b"ID", found)
 
     async with FakeUpstream() as one, Gateway(tmp_path, world(one)) as gateway:
-        monkeypatch.setattr(protocol, "_begin", counted)
+        monkeypatch.setattr(protocol._Caller, "begin", counted)
         in_one = await heard(gateway)
         assert begun == [True]
-        monkeypatch.setattr(protocol, "_begin", lambda *head: False)
+        monkeypatch.setattr(protocol._Caller, "begin", lambda *head: False)
         assert in_one == await heard(gateway)
         assert (b"connection: close" in in_one) is bool(more)
 
@@ -229,5 +229,7 @@ def test_what_a_header_must_not_hold_is_left_to_those_who_refuse_it() -> None:
     assert {each for each in range(256) if each not in protocol._FINE} == {*range(9), *range(10, 32), 127}
     cycle = type("Cycle", (), {"flow": type("Flow", (), {"write_paused": False}), "disconnected": False})
     cycle.response_started = cycle.access_log = False
-    assert protocol._whole(cycle, 200, [(b"x-said", b"a\r\nset-cookie: b")], b"") is False
-    assert protocol._begin(cycle, 200, [(b"x-said", b"a\r\nset-cookie: b")]) is False
+    cycle.default_headers, cycle.scope = [], {"method": "POST"}
+    caller = protocol._Caller(type("Protocol", (), {"answering": cycle}))
+    assert caller.whole(200, [(b"x-said", b"a\r\nset-cookie: b")], b"") is False
+    assert caller.begin(200, [(b"x-said", b"a\r\nset-cookie: b")]) is False

@@ -14,7 +14,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from tierwise.core.errors import Closed
-from tierwise.server.http import CALLER, TAKE, Caller
+from tierwise.server.http import CALLER, Caller
 
 if TYPE_CHECKING:
     from tierwise.server.app import App
@@ -24,17 +24,26 @@ _log = logging.getLogger("tierwise")
 _PIECES = 8
 
 
+class _Reader(Caller):
+    """Has its request's body at hand."""
+
+    def __init__(self, body: bytes) -> None:
+        super().__init__()
+        self._body = body
+
+    def take(self) -> bytes:
+        return self._body
+
+
 class _Exchange:
     """One request through the application, and its reply as it comes."""
 
     def __init__(self, app: App, scope: dict[str, Any], body: bytes) -> None:
-        self._caller = Caller()
+        self._caller = _Reader(body)
         self._broken = False
         self._head: asyncio.Future[tuple[int, list[tuple[bytes, bytes]]]] = asyncio.get_running_loop().create_future()
         self._pieces: asyncio.Queue[bytes | None] = asyncio.Queue(_PIECES)
-        self._task = asyncio.get_running_loop().create_task(
-            self._run(app, {**scope, CALLER: self._caller, TAKE: lambda: body})
-        )
+        self._task = asyncio.get_running_loop().create_task(self._run(app, {**scope, CALLER: self._caller}))
 
     async def _run(self, app: App, scope: dict[str, Any]) -> None:
         try:

@@ -10,7 +10,7 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Coroutine
 from hashlib import blake2b
 from typing import TYPE_CHECKING
 
@@ -124,11 +124,12 @@ class Attempt:
         # Never above what was held for it, whatever was learned from other prompts.
         self.expected_input = expected if expected <= bound else max(bound, 1)
 
-    async def hold(self) -> Denial | None:
+    def hold(self) -> Awaitable[Denial | None]:
+        """Sets the money aside. Of an attempt that is denied nothing is left to settle: it is closed."""
         episode, call = self.episode, self.call
         hints = episode.hints
         self.least_nano = expected_nano(self.model, episode, 0, self.expected_input) or 0
-        denial = await self.ledger.hold(
+        return self.ledger.hold(
             Hold(
                 id=self.id,
                 payer=self.payer,
@@ -147,9 +148,6 @@ class Attempt:
                 snapshot=episode.snapshot,
             )
         )
-        if denial is not None:
-            self.closed = True
-        return denial
 
     async def measured(self, text: str) -> Measured:
         """The tokens of what this model wrote. Off the event loop."""
@@ -278,13 +276,17 @@ class Attempt:
             self.books.overspent(what, excess, self.ledger.balances(self.payer, self.episode.hints))
 
 
-async def counted(attempt: Attempt, usage: Usage | None, output: str) -> Usage:
-    """What the provider says was used. Where it says nothing, or nothing of what it read or wrote, our own count stands
-    for that: nobody answers for nothing."""
-    said = usage if usage is not None else Usage()
-    if is_told(said, wrote=bool(output)):
-        return said
-    written = 0 if said.completion_tokens else attempt.written(await attempt.measured(output))
+def told(reply: Reply) -> Usage | None:
+    """What the provider says was used, where it says all of it."""
+    usage = reply.usage
+    return usage if usage is not None and is_told(usage, wrote=bool(reply.output_text)) else None
+
+
+async def counted(attempt: Attempt, reply: Reply) -> Usage:
+    """What was used, where the provider says nothing, or nothing of what it read or wrote: our own count stands for
+    that. Nobody answers for nothing."""
+    said = reply.usage if reply.usage is not None else Usage()
+    written = 0 if said.completion_tokens else attempt.written(await attempt.measured(reply.output_text))
     return msgspec.structs.replace(
         said,
         input_tokens=said.input_tokens if said.prompt_tokens else attempt.expected_input,
@@ -295,7 +297,8 @@ async def counted(attempt: Attempt, usage: Usage | None, output: str) -> Usage:
 
 def is_told(usage: Usage, *, wrote: bool) -> bool:
     """Whether a provider's usage says what it read, and what it wrote where it wrote anything."""
-    return usage.prompt_tokens > 0 and (usage.completion_tokens > 0 or not wrote)
+    read = usage.input_tokens or usage.prompt_tokens  # the first of the sum is all that most replies have
+    return read > 0 and (not wrote or (usage.output_tokens or usage.completion_tokens) > 0)
 
 
 def reply_of(body: bytes, spoken: str, asked: Request | None, *, compared: bool) -> Reply:

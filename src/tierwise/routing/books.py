@@ -42,7 +42,6 @@ class Books:
         self._alerts: dict[tuple[str, str, str], float] = {}  # budget -> when it was last told of
         self.in_flight = 0
         self._idle = asyncio.Event()
-        self._idle.set()
 
     def failed(self, model: str, error: UpstreamError) -> None:
         """Count a failure, before or after the first byte, and let the model rest when it fails too much."""
@@ -72,7 +71,6 @@ class Books:
 
     def enter(self) -> None:
         self.in_flight += 1
-        self._idle.clear()
 
     def leave(self) -> None:
         self.in_flight -= 1
@@ -81,7 +79,9 @@ class Books:
 
     async def idle(self) -> None:
         """Wait until nothing is under way."""
-        await self._idle.wait()
+        while self.in_flight:
+            self._idle.clear()
+            await self._idle.wait()
 
     def end(self, trace: Trace, status: Status, code: str = "") -> None:
         """Write the story down. Never waits, never fails the request."""

@@ -34,11 +34,21 @@ from tierwise.core.episode import (
     Told,
 )
 from tierwise.core.errors import Closed, RequestError, Unknown
+from tierwise.core.money import Usage
 from tierwise.core.policy import Cascade
 from tierwise.core.ports import Feedback, Journal, Ledger, Record, Upstream, UpstreamError
 from tierwise.core.request import Hints, Payer, Request
 from tierwise.core.snapshot import Snapshot, dump
-from tierwise.routing.attempts import Attempt, counted, failed_event, outgoing_of, replied_event, reply_of, since_ms
+from tierwise.routing.attempts import (
+    Attempt,
+    counted,
+    failed_event,
+    outgoing_of,
+    replied_event,
+    reply_of,
+    since_ms,
+    told,
+)
 from tierwise.routing.books import Books
 from tierwise.routing.door import open_episode
 from tierwise.routing.health import Health
@@ -274,9 +284,10 @@ class Router:
         attempt = Attempt(self.ledger, self.books, trace.snapshot, trace.episode, call, number, stepped=trace.stepped)
         result: Event | Streamed | None = None
         try:
-            denial_or_none = await attempt.hold()
-            if denial_or_none is not None:
-                return _denied(trace, call, denial_or_none)
+            denied = await attempt.hold()
+            if denied is not None:
+                attempt.closed = True
+                return _denied(trace, call, denied)
             trace.attempts += 1
             result = await self._ask(trace, attempt, replies)
             return result
@@ -315,7 +326,8 @@ class Router:
         self.books.health.answered(model.id)
         if sent.lost:
             trace.lose(sent.lost)
-        return await self._replied(trace, attempt, reply, began, replies)
+        usage = told(reply) or await counted(attempt, reply)
+        return self._replied(trace, attempt, reply, usage, began, replies)
 
     def _write(
         self, trace: Trace, call: Call, model: Model, provider: Provider, live: bool, replies: dict[int, Reply]
@@ -339,10 +351,9 @@ class Router:
         )
         return wire.write(trace.request, provider, shape)
 
-    async def _replied(
-        self, trace: Trace, attempt: Attempt, reply: Reply, began: float, replies: dict[int, Reply]
+    def _replied(
+        self, trace: Trace, attempt: Attempt, reply: Reply, usage: Usage, began: float, replies: dict[int, Reply]
     ) -> Event:
-        usage = await counted(attempt, reply.usage, reply.output_text)
         paid = attempt.paid(usage, reply.served, reply.service, reply.output_text)
         call = attempt.call
         if paid.billed != call.model:

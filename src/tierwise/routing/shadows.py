@@ -22,7 +22,16 @@ from tierwise.core.episode import Answer, Call, Decision, Failed, Grade, Replied
 from tierwise.core.errors import TierwiseError
 from tierwise.core.ports import Ledger, Outgoing, Upstream, UpstreamError
 from tierwise.core.shadow import alone, explores
-from tierwise.routing.attempts import Attempt, counted, failed_event, outgoing_of, replied_event, reply_of, since_ms
+from tierwise.routing.attempts import (
+    Attempt,
+    counted,
+    failed_event,
+    outgoing_of,
+    replied_event,
+    reply_of,
+    since_ms,
+    told,
+)
 from tierwise.routing.helpers import question, read_score
 from tierwise.wire.contract import Reply, Sent, Shape
 
@@ -141,8 +150,8 @@ class _Story:
             graded = await self._ask(grade, shown)
             if graded is not None:
                 self._keep(graded[0])
-            told = graded is not None and isinstance(graded[0], Told) and graded[0].score is not None
-            self._count("graded" if told else "ungraded")
+            scored = graded is not None and isinstance(graded[0], Told) and graded[0].score is not None
+            self._count("graded" if scored else "ungraded")
 
     async def _ask(self, call: Call, shown: str) -> tuple[Replied | Failed | Told, Reply | None] | None:
         """The event of this call, with the reply where it is one; None when the ledger refused. `shown`: the reply to
@@ -155,6 +164,7 @@ class _Story:
         try:
             denial = await attempt.hold()
             if denial is not None:
+                attempt.closed = True
                 self._shadows.denied(call.model, denial)
                 return None
             try:
@@ -169,7 +179,7 @@ class _Story:
                 self._books.tally.failed(call.model, error.kind)
                 failed = failed_event(attempt, error, since_ms(trace.started))
                 return (failed if self._books.store_texts else msgspec.structs.replace(failed, message="")), None
-            usage = await counted(attempt, reply.usage, reply.output_text)
+            usage = told(reply) or await counted(attempt, reply)
             paid = attempt.paid(usage, reply.served, reply.service, reply.output_text)
         except asyncio.CancelledError:
             cost = attempt.abandon()
@@ -180,7 +190,7 @@ class _Story:
             attempt.abandon()
         after_ms = since_ms(trace.started)
         if isinstance(call.about, Grade):
-            told = Told(
+            grade = Told(
                 at=call.at,
                 model=call.model,
                 after_ms=after_ms,
@@ -190,7 +200,7 @@ class _Story:
                 usage=usage,
                 cost_nano=paid.cost_nano,
             )
-            return told, None
+            return grade, None
         replied = replied_event(attempt, reply, usage, paid, after_ms=after_ms, latency_ms=since_ms(began))
         return replied, reply
 

@@ -29,12 +29,9 @@ from tierwise.server.forms import converted
 from tierwise.server.guesses import Guesses
 from tierwise.server.headers import id_headers, trace_headers
 from tierwise.server.http import (
-    BEGIN,
     CALLER,
     EVENT_STREAM,
     JSON,
-    WHOLE,
-    Begin,
     Caller,
     Gone,
     Headers,
@@ -42,12 +39,14 @@ from tierwise.server.http import (
     Scope,
     Send,
     WhileConnected,
-    Whole,
+    body_here,
     headers_of,
+    length_of,
     lifespan,
     read_body,
     reply,
     reply_json,
+    send_whole,
 )
 from tierwise.server.limits import limit_headers
 from tierwise.server.metrics import render
@@ -67,16 +66,14 @@ OWNER = "tierwise"
 class Call(msgspec.Struct, frozen=True):
     """One HTTP request, with its body read and its caller known."""
 
-    path: str
+    codec: Codec
     headers: dict[str, str]
     body: bytes
     identity: Identity
     caller: Caller
     send: Send
-    tail: str = ""  # what follows the door's own path
-    query: bytes = b""
-    whole: Whole | None = None
-    begin: Begin | None = None
+    tail: str  # what follows the door's own path
+    query: bytes
 
 
 Handler = Callable[["App", Call], Awaitable[None]]
@@ -107,34 +104,37 @@ class App:
             task.cancel()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "lifespan":
-            await lifespan(receive, send)
+        if scope["type"] != "http":
+            await _no_request(scope, receive, send)
             return
-        if scope["type"] != "http":  # a websocket: there is nothing to upgrade to
-            await send({"type": "websocket.close", "code": 1002})
-            return
-        path, dialect = _path(scope["path"])
+        way = _way(scope["method"], scope["path"])
+        call: Call | None = None
         try:
-            door, call = await self._admit(scope, path, receive, send)
-            await door(self, call)
+            headers, identity = self._admit(scope, way)
+            caller, body = scope[CALLER], b""
+            if scope["method"] == "POST":
+                here = body_here(caller, headers, self.body_limit_bytes)
+                body = await read_body(receive, self.body_limit_bytes) if here is None else here
+            call = Call(way.codec, headers, body, identity, caller, send, way.tail, scope.get("query_string", b""))
+            await way.handler(self, call)
         except Gone:
             return
         except RequestError as error:
-            await self.fail(send, wire.codec(dialect), error)
+            # Of a request for a model only: what is left of a rate says when the next one may come.
+            told = call is not None and error.status == 429 and way.handler is App.model
+            await self.fail(send, way.codec, error, limit_headers(self, identity.payer) if told else [])
         except Closed:
-            await self.fail(send, wire.codec(dialect), draining())
+            await self.fail(send, way.codec, draining())
         except Exception:
             # Ours, not the caller's: the log has all of it, the caller a sentence.
-            _log.exception("a request to %s failed", path)
-            await self.fail(
-                send, wire.codec(dialect), RequestError("internal error; the log says more", code="internal")
-            )
+            _log.exception("a request to %s failed", way.path)
+            await self.fail(send, way.codec, RequestError("internal error; the log says more", code="internal"))
 
-    async def _admit(self, scope: Scope, path: str, receive: Receive, send: Send) -> tuple[Handler, Call]:
-        """The door that this request leads to, and what is carried through it. Raises RequestError and Gone."""
-        door, tail, known = _door(scope["method"], path)
-        if door is None:
-            if known:
+    def _admit(self, scope: Scope, way: Way) -> tuple[dict[str, str], Identity]:
+        """(the request's headers, who makes it), where the door is one that they may use. Raises RequestError."""
+        path = way.path
+        if way.handler is _nowhere:
+            if way.known:
                 raise RequestError(f"{path} does not take {scope['method']}", code="method_not_allowed", status=405)
             what = "is not served yet" if path == "/responses" else "leads nowhere"
             raise Unknown(
@@ -146,11 +146,8 @@ class App:
         identity = self.guesses.identify(self.keys, headers, scope) if path not in OPEN_PATHS else ANYONE
         if self.keys.open and scope.get("client"):  # pages speak TCP
             check_neighbour(headers)
-        check_route(identity, path.removesuffix(tail))
-        body = await read_body(scope, headers, receive, self.body_limit_bytes) if scope["method"] == "POST" else b""
-        query = scope.get("query_string", b"")
-        whole, begin = scope.get(WHOLE), scope.get(BEGIN)
-        return door, Call(path, headers, body, identity, scope[CALLER], send, tail, query, whole, begin)
+        check_route(identity, way.start)
+        return headers, identity
 
     async def fail(self, send: Send, codec: Codec, error: RequestError, more: Headers | None = None) -> None:
         headers: Headers = [JSON, *(more or [])]
@@ -165,21 +162,13 @@ class App:
 
     # -------------------------------------------------------------------------------------------- model calls
 
-    async def model(self, call: Call, dialect: str) -> None:
+    def model(self, call: Call) -> Awaitable[None]:
         """A request for a model: plain, streaming, or only asked about."""
-        codec = wire.codec(dialect)
-        try:
-            request = held_to_policies(call.identity, codec.read(call.body, call.headers), self.router.snapshot)
-            if request.hints.dry_run:
-                await self.dry(call, request)
-                return
-            key = call.headers.get(HEADER)
-            await (self.answer(call, request) if key is None else answer_once(self, call, request, key))
-        except RequestError as error:
-            limits = limit_headers(self, call.identity.payer) if error.status == 429 else []
-            await self.fail(call.send, codec, error, limits)
-        except Closed:
-            await self.fail(call.send, codec, draining())
+        request = held_to_policies(call.identity, call.codec.read(call.body, call.headers), self.router.snapshot)
+        if request.hints.dry_run:
+            return self.dry(call, request)
+        key = call.headers.get(HEADER)
+        return self.answer(call, request) if key is None else answer_once(self, call, request, key)
 
     async def answer(self, call: Call, request: Request, once: Once | None = None) -> None:
         result: Answered | Streamed | None = None
@@ -197,8 +186,10 @@ class App:
                 headers = [kind, *trace_headers(result.trace)]
                 if once is not None and not result.event_stream:
                     once.keep(result.body, headers)
-                headers = [*headers, *limit_headers(self, call.identity.payer)]
-                await reply(call.send, 200, result.body, headers, call.whole)
+                body = result.body
+                headers = [*headers, *limit_headers(self, call.identity.payer), length_of(body)]
+                if not call.caller.whole(200, headers, body):
+                    await send_whole(call.send, 200, headers, body)
         except asyncio.CancelledError:
             if not self._cutting:
                 raise
@@ -217,6 +208,17 @@ class App:
         await reply_json(call.send, 200, explained(found, {"features": episode.features, "step": decision.step}))
 
 
+async def _no_request(scope: Scope, receive: Receive, send: Send) -> None:
+    if scope["type"] == "lifespan":
+        await lifespan(receive, send)
+    else:  # a websocket: there is nothing to upgrade to
+        await send({"type": "websocket.close", "code": 1002})
+
+
+async def _nowhere(app: App, call: Call) -> None:
+    """Where no door is. Nobody is admitted here."""
+
+
 def draining() -> RequestError:
     return Refused("this instance is shutting down; try again", code="draining", retry_after_s=1)
 
@@ -230,7 +232,7 @@ async def _stream(call: Call, streamed: Streamed, limits: Headers) -> None:
         *trace_headers(streamed.trace, begun=True),
         *limits,
     ]
-    if call.begin is None or not call.begin(200, headers):
+    if not call.caller.begin(200, headers):
         await send({"type": "http.response.start", "status": 200, "headers": headers})
     try:
         async with asyncio.timeout(STREAM_DEADLINE_S):
@@ -251,18 +253,6 @@ def explained(found: Explanation, more: dict[str, Any]) -> dict[str, Any]:
 
 
 # ------------------------------------------------------------------------------------------------ the other doors
-
-
-def _chat(app: App, call: Call) -> Awaitable[None]:
-    return app.model(call, "openai_chat")
-
-
-def _messages(app: App, call: Call) -> Awaitable[None]:
-    return app.model(call, "anthropic")
-
-
-def _embeddings(app: App, call: Call) -> Awaitable[None]:
-    return app.model(call, "openai_embeddings")
 
 
 async def _count(app: App, call: Call) -> None:
@@ -391,12 +381,13 @@ async def _metrics(app: App, call: Call) -> None:
 
 _BORN = "2026-01-01T00:00:00Z"
 _BORN_S = 1_767_225_600
+_DIALECTS = {"/embeddings": "openai_embeddings"}
 OPEN_PATHS = ("/healthz", "/readyz")
 DOORS: dict[tuple[str, str], Handler] = {
-    ("POST", "/chat/completions"): _chat,
-    ("POST", "/messages"): _messages,
+    ("POST", "/chat/completions"): App.model,
+    ("POST", "/messages"): App.model,
     ("POST", "/messages/count_tokens"): _count,
-    ("POST", "/embeddings"): _embeddings,
+    ("POST", "/embeddings"): App.model,
     ("POST", "/route"): _route,
     ("POST", "/feedback"): _feedback,
     ("GET", "/models"): _models,
@@ -410,24 +401,30 @@ DOORS: dict[tuple[str, str], Handler] = {
 }
 
 
+class Way(msgspec.Struct, frozen=True):
+    """Where a request's method and path lead."""
+
+    path: str  # without any leading /v1: clients add one, two or none
+    codec: Codec  # of its errors too
+    handler: Handler
+    start: str = ""  # the door's own path
+    tail: str = ""  # what follows it
+    known: bool = False  # by another method
+
+
 @functools.lru_cache(maxsize=64)
-def _path(path: str) -> tuple[str, str]:
-    """The path without any leading /v1 (clients add one, two or none), and the dialect that its errors speak. A base
-    URL that ends in a slash makes two of one."""
+def _way(method: str, path: str) -> Way:
+    # A base URL that ends in a slash makes two of one.
     path = "/" + path.lstrip("/")
     while path.startswith("/v1/"):
         path = path[3:]
-    return path, "anthropic" if path.startswith("/messages") else "openai_chat"
-
-
-def _door(method: str, path: str) -> tuple[Handler | None, str, bool]:
-    """(handler, tail, whether another method would do)."""
+    codec = wire.codec("anthropic" if path.startswith("/messages") else _DIALECTS.get(path, "openai_chat"))
     method = "GET" if method == "HEAD" else method
     exact = DOORS.get((method, path))
     if exact is not None:
-        return exact, "", True
+        return Way(path, codec, exact, path)
     for (verb, start), handler in DOORS.items():
         if start.endswith("/") and path.startswith(start) and verb == method:
-            return handler, path[len(start) :], True
+            return Way(path, codec, handler, start, path[len(start) :])
     known = any(path == start or (start.endswith("/") and path.startswith(start)) for _, start in DOORS)
-    return None, "", known
+    return Way(path, codec, _nowhere, known=known)

@@ -17,18 +17,9 @@ Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 Headers = list[tuple[bytes, bytes]]
-# Sends a whole reply, of status, headers and body, at once; False: not now, `reply` it.
-Whole = Callable[[int, Headers, bytes], bool]
-# Sends the head of a reply whose body follows in pieces; False: `send` it.
-Begin = Callable[[int, Headers], bool]
-# The whole body at once; None: it is not here, `receive` it.
-Take = Callable[[], bytes | None]
 
-# What our protocol adds to a scope.
+# What our protocol adds to a scope: a `Caller`.
 CALLER = "tierwise.caller"
-WHOLE = "tierwise.whole"
-BEGIN = "tierwise.begin"
-TAKE = "tierwise.take"
 # A caller that sends its body slower than this is not a slow caller.
 BODY_DEADLINE_S = 30.0
 JSON = (b"content-type", b"application/json")
@@ -60,8 +51,8 @@ def headers_of(scope: Scope) -> dict[str, str]:
     return found
 
 
-async def read_body(scope: Scope, headers: dict[str, str], receive: Receive, limit: int) -> bytes:
-    """The whole body. Raises a 413 above the limit, a 408 when it does not come in time, Gone when the caller left."""
+def body_here(caller: Caller, headers: dict[str, str], limit: int) -> bytes | None:
+    """The whole body; None: it is not here yet, `read_body` it. Raises a 415, and a 413 above the limit."""
     encoding = headers.get("content-encoding", "identity")
     if encoding not in ("", "identity"):
         raise BadRequest(
@@ -72,14 +63,19 @@ async def read_body(scope: Scope, headers: dict[str, str], receive: Receive, lim
     declared = headers.get("content-length", "")
     if declared.isdigit() and int(declared) > limit:
         raise too_large(limit)
-    take: Take | None = scope.get(TAKE)
-    body = take() if take is not None else None
-    if body is None:
-        try:
-            async with asyncio.timeout(BODY_DEADLINE_S):
-                body = await _received(receive, limit)
-        except TimeoutError:
-            raise RequestError("the body did not arrive in time", code="body_timeout", status=408) from None
+    body = caller.take()
+    if body is not None and len(body) > limit:
+        raise too_large(limit)
+    return body
+
+
+async def read_body(receive: Receive, limit: int) -> bytes:
+    """The whole body. Raises a 413 above the limit, a 408 when it does not come in time, Gone when the caller left."""
+    try:
+        async with asyncio.timeout(BODY_DEADLINE_S):
+            body = await _received(receive, limit)
+    except TimeoutError:
+        raise RequestError("the body did not arrive in time", code="body_timeout", status=408) from None
     if len(body) > limit:
         raise too_large(limit)
     return body
@@ -117,11 +113,18 @@ async def lifespan(receive: Receive, send: Send) -> None:
             return
 
 
-async def reply(send: Send, status: int, body: bytes, headers: Headers, whole: Whole | None = None) -> None:
-    """A whole reply at once. `whole`: the shorter way to the same, where the server has one."""
-    headers = [*headers, (b"content-length", b"%d" % len(body))]
-    if whole is not None and whole(status, headers, body):
-        return
+def length_of(body: bytes) -> tuple[bytes, bytes]:
+    """The header that says where the body ends."""
+    return b"content-length", b"%d" % len(body)
+
+
+async def reply(send: Send, status: int, body: bytes, headers: Headers) -> None:
+    """A whole reply at once."""
+    await send_whole(send, status, [*headers, length_of(body)], body)
+
+
+async def send_whole(send: Send, status: int, headers: Headers, body: bytes) -> None:
+    """The same, of headers that say where the body ends."""
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})
 
@@ -131,8 +134,9 @@ async def reply_json(send: Send, status: int, value: object, headers: Headers | 
 
 
 class Caller:
-    """Whether the other end of a connection is still there. ASGI says so only to a task that does nothing but listen;
-    our protocol knows, and puts this into the scope."""
+    """The other end of a connection, and whether it is still there. ASGI says so only to a task that does nothing but
+    listen; our protocol knows, and puts this into the scope. Where it knows shorter ways to what ASGI does in
+    messages, its own kind of caller has them; this one has none."""
 
     __slots__ = ("gone", "watchers")
 
@@ -144,6 +148,18 @@ class Caller:
         self.gone = True
         while self.watchers:
             self.watchers.pop().leave()
+
+    def take(self) -> bytes | None:
+        """The request's whole body at once; None: it is not here, `receive` it."""
+        return None
+
+    def whole(self, status: int, headers: Headers, body: bytes) -> bool:
+        """Sends a whole reply at once; False: not now, `send_whole` it."""
+        return False
+
+    def begin(self, status: int, headers: Headers) -> bool:
+        """Sends the head of a reply whose body follows in pieces; False: `send` it."""
+        return False
 
 
 class WhileConnected:

@@ -18,7 +18,7 @@ from uvicorn.protocols.http.httptools_impl import (
     RequestResponseCycle,
 )
 
-from tierwise.server.http import BEGIN, CALLER, TAKE, WHOLE, Caller, Headers
+from tierwise.server.http import CALLER, Caller, Headers
 
 HEAD_BYTES = 64 * 1024
 # With more than this that a caller has not read, its stream waits, and so does the provider behind it.
@@ -75,35 +75,85 @@ class _Nowhere(list[tuple[bytes, bytes]]):
 _NOWHERE = _Nowhere()
 
 
+class _Caller(Caller):
+    """Of the connection and not of the request: a scope that led to its own cycle would wait for the collector, and the
+    body with it."""
+
+    __slots__ = ("_protocol",)
+
+    def __init__(self, protocol: Protocol) -> None:
+        super().__init__()
+        self._protocol = protocol
+
+    def take(self) -> bytes | None:
+        """What the cycle's `receive` gives, where there is nothing to wait for and nobody to tell to go on."""
+        cycle = self._protocol.answering
+        if cycle.more_body or cycle.disconnected or cycle.waiting_for_100_continue:
+            return None
+        cycle.flow.resume_reading()  # the caller's leaving is to be read
+        body, cycle.body = bytes(cycle.body), bytearray()
+        return body
+
+    def whole(self, status: int, headers: Headers, body: bytes) -> bool:
+        """What `send` does with the two messages of a whole reply, in one step."""
+        cycle = self._protocol.answering
+        lines = _lines(cycle, headers)
+        if lines is None:
+            return False
+        cycle.waiting_for_100_continue = False
+        cycle.chunked_encoding = False
+        cycle.response_started = cycle.response_complete = True
+        joined: Joined = cycle.transport  # type: ignore[assignment]
+        joined.write_now(b"".join((STATUS_LINE[status], lines, b"\r\n\r\n", body)))
+        cycle.message_event.set()
+        if not cycle.keep_alive:
+            joined.close()
+        cycle.on_response()
+        return True
+
+    def begin(self, status: int, headers: Headers) -> bool:
+        """What `send` does with the first message of a stream."""
+        cycle = self._protocol.answering
+        lines = _lines(cycle, headers)
+        if lines is None:
+            return False
+        cycle.waiting_for_100_continue = False
+        cycle.chunked_encoding = cycle.response_started = True
+        cycle.transport.write(b"".join((STATUS_LINE[status], lines, b"\r\ntransfer-encoding: chunked\r\n\r\n")))
+        return True
+
+
+def _lines(cycle: RequestResponseCycle, headers: Headers) -> bytes | None:
+    """What the cycle's `send` makes of headers that tell how the body ends: a reply of ours has 17, and looking through
+    them all together takes 3 µs and not 8. None wherever `send` would do more than write."""
+    if cycle.flow.write_paused or cycle.disconnected or cycle.response_started:
+        return None
+    if cycle.access_log or cycle.default_headers or cycle.scope["method"] == "HEAD":
+        return None
+    lines = b"\r\n".join(map(b": ".join, headers))
+    if lines.translate(None, _FINE) != b"\r\n" * (len(headers) - 1):  # breaks inside of a value
+        return None
+    return lines if cycle.keep_alive else lines + b"\r\nconnection: close"
+
+
 class Protocol(HttpToolsProtocol):
     """One connection."""
 
     _in_head = True
     _head_bytes = 0
     _head_timer: asyncio.TimerHandle | None = None
+    answering: RequestResponseCycle  # the one whose handler runs; others may wait behind it
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        self._caller = Caller()
-        # Of the connection and not of the request: a scope that led to its own cycle would wait for the collector, and
-        # the body with it.
-        self._ours: dict[str, object] = {
-            CALLER: self._caller,
-            TAKE: self._take,
-            WHOLE: self._whole,
-            BEGIN: self._begin,
-        }
+        self._caller: Caller = _Caller(self)
         transport.set_write_buffer_limits(high=UNREAD_BYTES)
         super().connection_made(cast("asyncio.Transport", Joined(transport, self.loop)))
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._disarm()
         super().connection_lost(exc)
-        self._caller.left()
-        # What leads back here would wait for the collector, and all of the connection with it.
-        answering = getattr(self, "_answering", None)
-        for scope in filter(None, (self._ours, self.scope, answering and answering.scope)):
-            for name in (TAKE, WHOLE, BEGIN):
-                cast("dict[str, object]", scope).pop(name, None)
+        caller, self._caller = self._caller, Caller()  # it leads back here, and would wait for the collector
+        caller.left()
 
     def data_received(self, data: bytes) -> None:
         if self._in_head and b"pgrade" in data:
@@ -118,34 +168,15 @@ class Protocol(HttpToolsProtocol):
         elif self._head_timer is not None:
             self._disarm()
 
-    def on_message_begin(self) -> None:
-        self._in_head = True
-        super().on_message_begin()
-        self.scope.update(self._ours)  # type: ignore[typeddict-item]
-
     def on_headers_complete(self) -> None:
         self._in_head = False
+        self.scope[CALLER] = self._caller  # type: ignore[literal-required]
         super().on_headers_complete()
         self.headers = _NOWHERE
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
-        self._answering = cycle
+        self.answering = cycle
         super()._start_asgi_task(cycle, app)
-
-    def _take(self) -> bytes | None:
-        """What the cycle's `receive` gives, where there is nothing to wait for and nobody to tell to go on."""
-        cycle = self._answering
-        if cycle.more_body or cycle.disconnected or cycle.waiting_for_100_continue:
-            return None
-        self.flow.resume_reading()  # the caller's leaving is to be read
-        body, cycle.body = bytes(cycle.body), bytearray()
-        return body
-
-    def _whole(self, status: int, headers: Headers, body: bytes) -> bool:
-        return _whole(self._answering, status, headers, body)
-
-    def _begin(self, status: int, headers: Headers) -> bool:
-        return _begin(self._answering, status, headers)
 
     def on_message_complete(self) -> None:
         super().on_message_complete()
@@ -175,45 +206,6 @@ class Protocol(HttpToolsProtocol):
         if self._head_timer is not None:
             self._head_timer.cancel()
             self._head_timer = None
-
-
-def _lines(cycle: RequestResponseCycle, headers: Headers) -> bytes | None:
-    """What the cycle's `send` makes of headers that tell how the body ends: a reply of ours has 17, and looking through
-    them all together takes 3 µs and not 8. None wherever `send` would do more than write."""
-    lines = b"\r\n".join(map(b": ".join, headers))
-    odd = lines.translate(None, _FINE) != b"\r\n" * (len(headers) - 1)  # breaks inside of a value
-    busy = cycle.flow.write_paused or cycle.disconnected or cycle.response_started
-    if busy or odd or cycle.access_log or cycle.default_headers or cycle.scope["method"] == "HEAD":
-        return None
-    return lines if cycle.keep_alive else lines + b"\r\nconnection: close"
-
-
-def _whole(cycle: RequestResponseCycle, status: int, headers: Headers, body: bytes) -> bool:
-    """What `send` does with the two messages of a whole reply, in one step. False, and nothing is done: `send` them."""
-    lines = _lines(cycle, headers)
-    if lines is None:
-        return False
-    cycle.waiting_for_100_continue = False
-    cycle.chunked_encoding = False
-    cycle.response_started = cycle.response_complete = True
-    joined: Joined = cycle.transport  # type: ignore[assignment]
-    joined.write_now(b"".join((STATUS_LINE[status], lines, b"\r\n\r\n", body)))
-    cycle.message_event.set()
-    if not cycle.keep_alive:
-        cycle.transport.close()
-    cycle.on_response()
-    return True
-
-
-def _begin(cycle: RequestResponseCycle, status: int, headers: Headers) -> bool:
-    """What `send` does with the first message of a stream. False, and nothing is done: `send` it."""
-    lines = _lines(cycle, headers)
-    if lines is None:
-        return False
-    cycle.waiting_for_100_continue = False
-    cycle.chunked_encoding = cycle.response_started = True
-    cycle.transport.write(b"".join((STATUS_LINE[status], lines, b"\r\ntransfer-encoding: chunked\r\n\r\n")))
-    return True
 
 
 def _without_offers(data: bytes) -> bytes:
