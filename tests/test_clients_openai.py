@@ -333,7 +333,7 @@ async def test_the_sdk_does_not_retry_a_spent_budget(room: Bench, tmp_path: Any,
             await done(client.chat.completions.create(model="frontier", messages=USER))
         await close(client)
         assert caught.value.code == "budget_exceeded"
-        assert sum(served.gateway.router.tally.requests.values()) == 1
+        assert sum(each.requests for each in served.gateway.router.tally.sums.values()) == 1
 
 
 async def test_money_held_by_others_is_a_rate_limit(client: Any, room: Bench) -> None:

@@ -25,15 +25,21 @@ class Histogram:
         self.sum += value
 
 
+class Sums:
+    """Of what requests of one kind came to."""
+
+    requests = 0
+    cost_nano = 0
+    baseline_nano = 0
+    input_tokens = 0
+    output_tokens = 0
+
+
 class Tally:
     """Labels are names from the configuration only, so their number is bounded."""
 
     def __init__(self) -> None:
-        self.requests: dict[tuple[str, str, str], int] = defaultdict(int)  # policy, model, status
-        self.cost_nano: dict[str, int] = defaultdict(int)  # model
-        self.baseline_nano: dict[str, int] = defaultdict(int)
-        self.input_tokens: dict[str, int] = defaultdict(int)
-        self.output_tokens: dict[str, int] = defaultdict(int)
+        self.sums: dict[tuple[str, str, str], Sums] = defaultdict(Sums)  # policy, model, status
         self.failures: dict[tuple[str, str], int] = defaultdict(int)  # model, kind
         self.latency_ms = Histogram(LATENCY_MS)
         self.own_ms = Histogram(OWN_MS)
@@ -48,13 +54,12 @@ class Tally:
         outcome, episode = record.outcome, record.episode
         if outcome.status == "dry_run":
             return
-        model = outcome.routed
-        self.requests[episode.policy, model, outcome.status] += 1
-        self.cost_nano[model] += outcome.cost_nano or 0
-        self.baseline_nano[model] += outcome.baseline_nano or 0
-        usage = outcome.usage
-        self.input_tokens[model] += usage.prompt_tokens
-        self.output_tokens[model] += usage.completion_tokens
+        sums, usage = self.sums[episode.policy, outcome.routed, outcome.status], outcome.usage
+        sums.requests += 1
+        sums.cost_nano += outcome.cost_nano or 0
+        sums.baseline_nano += outcome.baseline_nano or 0
+        sums.input_tokens += usage.prompt_tokens
+        sums.output_tokens += usage.completion_tokens
         self.latency_ms.add(outcome.latency_ms)
         self.own_ms.add(outcome.own_ms)
         events = episode.events

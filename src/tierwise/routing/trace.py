@@ -94,9 +94,10 @@ class Trace:
         """The reason code that decided the model."""
         for decision in reversed(self.decisions):
             for reason in reversed(decision.reasons):
-                if reason.code not in ("ceiling_set", "kept"):
+                code = reason.code
+                if code not in ("ceiling_set", "kept"):
                     by = dict(reason.facts).get("by")
-                    return f"{reason.code}:{by}" if by else reason.code
+                    return f"{code}:{by}" if by else code
         return ""
 
     @property

@@ -38,26 +38,24 @@ def _families(router: Router, rejected_guesses: int) -> Iterator[Metric]:
     requests = CounterMetricFamily(
         "tierwise_requests", "Requests by how they ended.", labels=("policy", "model", "status")
     )
-    for (policy, model, status), number in tally.requests.items():
-        requests.add_metric((policy, model, status), number)
+    for labels, sums in tally.sums.items():
+        requests.add_metric(labels, sums.requests)
     yield requests
     failures = CounterMetricFamily("tierwise_upstream_failures", "Failed calls.", labels=("model", "kind"))
     for (model, kind), number in tally.failures.items():
         failures.add_metric((model, kind), number)
     yield failures
-    for name, text, counts, unit in (
-        ("tierwise_cost_usd", "What replies cost, failed attempts included.", tally.cost_nano, NANO_PER_USD),
-        (
-            "tierwise_baseline_usd",
-            "What the same tokens cost on the baseline model.",
-            tally.baseline_nano,
-            NANO_PER_USD,
-        ),
-        ("tierwise_input_tokens", "Tokens read.", tally.input_tokens, 1),
-        ("tierwise_output_tokens", "Tokens written.", tally.output_tokens, 1),
+    for name, text, field, unit in (
+        ("tierwise_cost_usd", "What replies cost, failed attempts included.", "cost_nano", NANO_PER_USD),
+        ("tierwise_baseline_usd", "What the same tokens cost on the baseline model.", "baseline_nano", NANO_PER_USD),
+        ("tierwise_input_tokens", "Tokens read.", "input_tokens", 1),
+        ("tierwise_output_tokens", "Tokens written.", "output_tokens", 1),
     ):
+        of: dict[str, int] = {}  # each model
+        for (_, model, _), sums in tally.sums.items():
+            of[model] = of.get(model, 0) + getattr(sums, field)
         family = CounterMetricFamily(name, text, labels=("model",))
-        for model, number in counts.items():
+        for model, number in of.items():
             family.add_metric((model,), number / unit)
         yield family
     yield _histogram("tierwise_request_seconds", "From the request to its end.", tally.latency_ms)

@@ -46,9 +46,10 @@ def facts(
     stop: Stop, shown: str, calls: list[ToolUse], request: Request | None, confidence: float | None, *, compared: bool
 ) -> ReplyFacts:
     """Of the first choice: its text and its calls. `request` None: nothing was asked that could be checked."""
-    checks = [("complete", stop in COMPLETE), ("nonempty", bool(calls or shown.strip()))]
+    checks: tuple[tuple[str, bool], ...]
+    checks = ("complete", stop in COMPLETE), ("nonempty", bool(calls or shown.strip()))
     if request is not None and (calls or request.prompt.structured != "none"):
-        checks.extend(_checks(request, shown, calls))
+        checks += tuple(_checks(request, shown, calls))
     return ReplyFacts(
         stop=stop,
         characters=len(shown) + sum([len(call.arguments) for call in calls]) if calls else len(shown),
@@ -56,7 +57,7 @@ def facts(
         confidence=confidence,
         answer_key=answer_key(shown, calls) if compared else "",
         sketch=sketch(shown) if compared else (),
-        checks=tuple(checks),
+        checks=checks,
     )
 
 

@@ -62,20 +62,17 @@ _ENCODER = msgspec.json.Encoder(order="sorted")
 class Tally:
     """What a reading counts on its way through the messages."""
 
-    __slots__ = (
-        "audio", "calls", "documents", "embedded_bytes", "images", "media", "references", "replied", "tool_calls",
-        "turns",
-    )  # fmt: skip
+    # How each count begins.
+    images = 0
+    audio = 0
+    documents = 0
+    references = 0
+    embedded_bytes = 0
+    tool_calls = 0
+    replied: int | None = None  # where the last reply stands among the turns
 
     def __init__(self) -> None:
         self.turns: list[Turn] = []
-        self.images = 0
-        self.audio = 0
-        self.documents = 0
-        self.references = 0
-        self.embedded_bytes = 0
-        self.tool_calls = 0
-        self.replied: int | None = None  # where the last reply stands among the turns
         self.calls: list[str] = []  # of tools, in the last reply: name, arguments
         self.media: list[str] = []  # addresses and data since the last reply
 
@@ -93,11 +90,16 @@ class Tally:
     def tail_hash(self) -> str:
         """Of what the model did last and what came of it: equal as long as it does the same to the same end. Words
         around a call of a tool count for nothing, for they differ each time."""
-        after = self.turns[(self.replied or 0) + bool(self.calls) :]
-        told = (_marked(self.calls) if self.calls else "") + _NOTHING
+        after, told = self.turns, _NOTHING
+        if self.replied is not None:
+            after = after[self.replied + bool(self.calls) :]
+            told = _marked(self.calls) + _NOTHING
         for turn in after:
-            told += f"{turn.text}\0{len(turn.text)}\0"
-        told += _NOTHING + (_marked(map(_sampled, self.media)) if self.media else "")
+            text = turn.text
+            told += f"{text}\0{len(text)}\0"
+        told += _NOTHING
+        if self.media:
+            told += _marked(map(_sampled, self.media))
         return hashlib.blake2b(told.encode("utf-8", "surrogatepass"), digest_size=12).hexdigest()
 
     def prompt(self, **known: Any) -> Prompt:
@@ -325,15 +327,14 @@ _CHECKS: dict[str, Callable[[Json, str], object]] = {
     "metadata": _record,
     "logit_bias": _record,
 }
+_CHECKED = frozenset(_CHECKS)
 _PLACES = {key: place for place, key in enumerate(_CHECKS)}
 
 
 def _options(tree: Json) -> bool:
     """Checks the fields that are passed on as they are. Returns whether the caller wants the usage chunk."""
-    checked = [key for key in tree if key in _CHECKS]
-    if len(checked) > 1:
-        checked.sort(key=_PLACES.__getitem__)
-    for key in checked:
+    checked = _CHECKED.intersection(tree)
+    for key in sorted(checked, key=_PLACES.__getitem__) if len(checked) > 1 else checked:
         _CHECKS[key](tree, key)
     if (options := tree.get("stream_options")) is None:
         return False

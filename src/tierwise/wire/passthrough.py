@@ -87,9 +87,10 @@ def _ceiling(fields: dict[str, Raw], field: str, ceiling: int | None) -> None:
     if ceiling is None and CEILINGS.isdisjoint(fields):
         return
     old, new = fields.pop("max_tokens", None), fields.pop("max_completion_tokens", None)
-    value = new if new is not None and bytes(new) != b"null" else old
     if ceiling is not None:
-        value = Raw(b"%d" % ceiling)
+        fields[field] = Raw(b"%d" % ceiling)
+        return
+    value = new if new is not None and bytes(new) != b"null" else old
     if value is not None and bytes(value) != b"null":
         fields[field] = value
 

@@ -48,12 +48,12 @@ def from_openai(tree: Any) -> Usage | None:
     completion, but for providers (xAI, Gemini) whose total shows that reasoning came on top."""
     if type(tree) is not dict:
         return None
-    prompt = count(tree.get("prompt_tokens", tree.get("input_tokens")))
-    completion = count(tree.get("completion_tokens", tree.get("output_tokens", 0)))
-    if prompt is None or completion is None or prompt + completion == 0:
+    prompt = count(tree["prompt_tokens"] if "prompt_tokens" in tree else tree.get("input_tokens"))
+    completion = count(tree["completion_tokens"] if "completion_tokens" in tree else tree.get("output_tokens", 0))
+    if prompt is None or completion is None or (total := prompt + completion) == 0:
         return None
     read, wrote = tree.get("prompt_tokens_details"), tree.get("completion_tokens_details")
-    if tree.keys() <= _USUAL and tree.get("total_tokens") == prompt + completion and not (_says(read) or _says(wrote)):
+    if tree.get("total_tokens") == total and not (_says(read) or _says(wrote)) and tree.keys() <= _USUAL:
         return Usage(input_tokens=prompt, output_tokens=completion)  # as of most calls: nothing inside, nothing hidden
     cached = written = heard = spoken = reasoning = 0
     if read is not None:
@@ -66,7 +66,7 @@ def from_openai(tree: Any) -> Usage | None:
     heard = min(heard, prompt - cached - written)
     spoken = min(spoken, completion)
     reasoning = reasoning or _detail(tree, "reasoning_tokens")
-    hidden = _detail(tree, "total_tokens") - prompt - completion
+    hidden = _detail(tree, "total_tokens") - total
     if 0 < hidden <= MAX_HIDDEN_TOKENS and reasoning in (0, hidden):
         reasoning, visible = hidden, completion - spoken
     else:
