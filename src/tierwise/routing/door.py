@@ -37,7 +37,10 @@ def open_episode(
 ) -> Episode:
     """The story's first page. Raises Unknown or BadRequest for a name that means nothing."""
     hints = request.hints
-    kind: Kind = "embedding" if request.wire == "openai_embeddings" else "chat"
+    kind: Kind = "chat"
+    task = hints.task
+    if request.wire == "openai_embeddings":
+        kind = task = "embedding"
     means = meaning(snapshot, request.model, hints.policy, kind)
     if hints.allow or hints.deny:
         check_selectors(snapshot, "allow", hints.allow)
@@ -48,7 +51,6 @@ def open_episode(
     if hints.session is not None and hints.session.startswith(DERIVED):
         # Many conversations begin with the same words. Those of one payer and one hour are taken for one.
         hints = msgspec.structs.replace(hints, session=f"{hints.session}-{at_s // 3_600:x}")
-    task = "embedding" if kind == "embedding" else hints.task
     if task is not None:
         features = msgspec.structs.replace(features, task=task)
     return Episode(
@@ -100,8 +102,8 @@ def _features(request: Request, snapshot: Snapshot, kind: Kind) -> Features:
         )
 
 
-_CHANCE_BYTES = 10
-_chance: list[bytes] = []  # asked of the system by the hundred: one question costs as much as the rest of an id
+_CHANCES = tuple(slice(start, start + 20) for start in range(0, 2_000, 20))
+_chance: list[str] = []  # asked of the system by the hundred: one question costs as much as the rest of an id
 
 
 def new_id(at_s: float) -> str:
@@ -109,9 +111,6 @@ def new_id(at_s: float) -> str:
     try:
         chance = _chance.pop()  # atomic, so that two threads never get the same
     except IndexError:
-        drawn = os.urandom(100 * _CHANCE_BYTES)
-        _chance.extend(
-            drawn[start : start + _CHANCE_BYTES] for start in range(_CHANCE_BYTES, len(drawn), _CHANCE_BYTES)
-        )
-        chance = drawn[:_CHANCE_BYTES]
-    return f"{int(at_s * 1_000) & (1 << 48) - 1:012x}{chance.hex()}"
+        chance, *more = map(os.urandom(1_000).hex().__getitem__, _CHANCES)
+        _chance.extend(more)
+    return f"{int(at_s * 1_000) & (1 << 48) - 1:012x}{chance}"

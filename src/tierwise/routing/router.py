@@ -318,7 +318,7 @@ class Router:
             try:
                 body = await incoming.read()
                 asked = trace.request if serves else None
-                reply = reply_of(body, wire.wire_of(provider, sent.path), asked, compared=serves and not call.final)
+                reply = reply_of(body, provider.wire, asked, compared=serves and not call.final)
             finally:
                 incoming.close()
         except UpstreamError as error:

@@ -173,7 +173,7 @@ class _Story:
                 body = await self._shadows.send(outgoing)
                 attempt.dispatched = True
                 asked = None if isinstance(call.about, Grade) else trace.request
-                reply = reply_of(body, wire.wire_of(provider, sent.path), asked, compared=asked is not None)
+                reply = reply_of(body, provider.wire, asked, compared=asked is not None)
             except UpstreamError as error:
                 # Counted, but no ground to let a model rest that people are waiting for.
                 self._books.tally.failed(call.model, error.kind)

@@ -114,7 +114,7 @@ class App:
             caller, body = scope[CALLER], b""
             if scope["method"] == "POST":
                 here = body_here(caller, headers, self.body_limit_bytes)
-                body = await read_body(receive, self.body_limit_bytes) if here is None else here
+                body = await read_body(headers, receive, self.body_limit_bytes) if here is None else here
             call = Call(way.codec, headers, body, identity, caller, send, way.tail, scope.get("query_string", b""))
             await way.handler(self, call)
         except Gone:

@@ -107,17 +107,24 @@ def check_neighbour(headers: dict[str, str]) -> None:
     """Of a gateway without keys, which trusts whatever runs on its machine. A browser runs there too, and sends plain
     requests for any page without asking, also to a name of the page's own that leads here. Raises Forbidden for both:
     a program of this machine has no reason to send them."""
-    for name in ("host", "origin"):
-        said = headers.get(name)
-        if said is not None and not _is_here(said):
-            raise Forbidden(
-                f"this gateway has no keys, so it answers programs of its own machine only, and {name.title()} is "
-                f"{said[:100]!r}: ask http://127.0.0.1 or http://localhost, or make a key (`tierwise key create`)",
-                code=f"foreign_{name}",
-            )
+    name = _foreign(headers.get("host"), headers.get("origin"))
+    if name:
+        raise Forbidden(
+            f"this gateway has no keys, so it answers programs of its own machine only, and {name.title()} is "
+            f"{headers[name][:100]!r}: ask http://127.0.0.1 or http://localhost, or make a key (`tierwise key create`)",
+            code=f"foreign_{name}",
+        )
 
 
 @functools.lru_cache(maxsize=256)  # asked of every request, and of a gateway's own callers nearly always the same
+def _foreign(host: str | None, origin: str | None) -> str:
+    """The one of the two headers that names another machine; "" for neither."""
+    for name, said in (("host", host), ("origin", origin)):
+        if said is not None and not _is_here(said):
+            return name
+    return ""
+
+
 def _is_here(said: str) -> bool:
     """Of a Host, or of an Origin: a URL's beginning, or `null`."""
     try:

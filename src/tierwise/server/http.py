@@ -39,38 +39,35 @@ def headers_of(scope: Scope) -> dict[str, str]:
     two readers may take for two different requests is nobody's request."""
     headers = scope["headers"]
     found = {name.decode("latin-1"): value.decode("latin-1") for name, value in headers}
-    twice = False
+    host = found.get("host")
     if len(found) < len(headers):
         found.update((name.decode("latin-1"), value.decode("latin-1")) for name, value in reversed(headers))
-        twice = sum(name == b"host" for name, _ in headers) > 1
-    host = found.get("host")
-    if host is None and scope.get("http_version") == "1.0":
-        return found
-    if host is None or twice or not _HOST.fullmatch(host):
+        if sum(name == b"host" for name, _ in headers) > 1:
+            host = ""
+    if (_HOST.fullmatch(host) is None) if host is not None else (scope.get("http_version") != "1.0"):
         raise BadRequest("give exactly one Host header, as a name with or without a port", code="bad_host")
     return found
 
 
 def body_here(caller: Caller, headers: dict[str, str], limit: int) -> bytes | None:
     """The whole body; None: it is not here yet, `read_body` it. Raises a 415, and a 413 above the limit."""
-    encoding = headers.get("content-encoding", "identity")
-    if encoding not in ("", "identity"):
+    if "content-encoding" in headers and (encoding := headers["content-encoding"]) not in ("", "identity"):
         raise BadRequest(
             f"a body with content-encoding {encoding[:40]!r} is not read; send it as it is",
             code="unsupported_encoding",
             status=415,
         )
-    declared = headers.get("content-length", "")
-    if declared.isdigit() and int(declared) > limit:
-        raise too_large(limit)
     body = caller.take()
     if body is not None and len(body) > limit:
         raise too_large(limit)
     return body
 
 
-async def read_body(receive: Receive, limit: int) -> bytes:
+async def read_body(headers: dict[str, str], receive: Receive, limit: int) -> bytes:
     """The whole body. Raises a 413 above the limit, a 408 when it does not come in time, Gone when the caller left."""
+    declared = headers.get("content-length", "")
+    if declared.isdigit() and int(declared) > limit:
+        raise too_large(limit)
     try:
         async with asyncio.timeout(BODY_DEADLINE_S):
             body = await _received(receive, limit)

@@ -24,6 +24,8 @@ __all__ = [
     "deliver_stream", "read_count", "read_reply", "relay", "wire_of", "write", "write_question",
 ]  # fmt: skip
 
+# A reply in the caller's format: whole, and as an event stream.
+deliver, deliver_stream = delivery.whole, delivery.stream
 _ANTHROPIC = Anthropic()
 _CODECS: dict[str, Codec] = {
     "openai_chat": OpenAIChat(),
@@ -124,16 +126,6 @@ def read_reply(wire: str, body: bytes, request: Request | None, *, compared: boo
     if request is not None and request.wire == "openai_embeddings":
         return replies.read_embeddings(body)
     return replies.read_openai(body, request, compared)
-
-
-def deliver(request: Request, reply: Reply, bill: Bill) -> bytes:
-    """The reply whole, in the caller's format."""
-    return delivery.whole(request, reply, bill)
-
-
-def deliver_stream(request: Request, reply: Reply, bill: Bill) -> bytes:
-    """The reply as an event stream of the caller's format."""
-    return delivery.stream(request, reply, bill)
 
 
 def relay(request: Request, wire: str, bill: Annotate, expected_input_tokens: int = 0) -> Relay:

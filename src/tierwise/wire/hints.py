@@ -182,7 +182,7 @@ def _session(tree: Json, headers: dict[str, str], metadata: Any, turns: list[Tur
                 return _short(value)
     if type(metadata) is dict and type(value := metadata.get("user_id")) is str and value:
         return _person(value)
-    if type(value := tree.get("user")) is str and value:
+    if "user" in tree and type(value := tree["user"]) is str and value:
         return _person(value)
     # Every later request of the conversation begins in the same way, so it finds the same session.
     beginning = ""

@@ -116,7 +116,7 @@ def read_openai(body: bytes, request: Request | None, compared: bool = True) -> 
         usage=usage,
         served=_string(tree.get("model")),
         sure=confidence(_logprobs(first)) if first.get("logprobs") else None,
-        service=served_at(tree.get("service_tier")),
+        service=served_at(tree["service_tier"]) if "service_tier" in tree else None,
     )
     if request is None or request.wire != "anthropic":
         return reply

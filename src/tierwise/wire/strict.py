@@ -252,7 +252,7 @@ def did_you_mean(value: Any, known: Collection[str]) -> str:
 
 def model_name(tree: Json) -> str:
     value = tree.get("model")
-    if type(value) is str and 0 < len(value) <= 256 and value.isprintable():
+    if type(value) is str and value and len(value) <= 256 and value.isprintable():
         return value
     if value is None:
         raise bad("model", "is missing; 'auto' lets Tierwise choose")
@@ -262,7 +262,7 @@ def model_name(tree: Json) -> str:
 
 def messages(tree: Json) -> list[Any]:
     value = tree.get("messages")
-    if type(value) is list and 0 < len(value) <= MAX_MESSAGES:
+    if type(value) is list and value and len(value) <= MAX_MESSAGES:
         return value
     if value is None:
         raise bad("messages", "is missing")
