@@ -19,7 +19,18 @@ from tests.support.replies import Tokens, anthropic_events, openai_events
 from tests.support.upstream import Exchange, FakeUpstream, openai_reply
 from tierwise.core.catalogue import Model
 from tierwise.core.request import Features
-from tierwise.routing.ratios import EVERY, FIRST, KEPT, MOST_CHARACTERS, OURS, Measured, Ratios, family_of, language_of
+from tierwise.routing.ratios import (
+    EVERY,
+    FIRST,
+    KEPT,
+    MOST_CHARACTERS,
+    OURS,
+    Measured,
+    Ratio,
+    Ratios,
+    family_of,
+    language_of,
+)
 from tierwise.routing.spelling import LEAST, MOST, Report, Spelling, spelled
 from tierwise.routing.tokens import count_now
 
@@ -61,6 +72,19 @@ def test_the_order_of_reports_does_not_matter(order: list[int], text: str) -> No
     reports = [Report(spelled(each), count_now(each), told) for each, told in lessons_of("llama-2", 2)]
     one, other = Spelling(reports), Spelling([reports[index] for index in order])
     assert one.ratio(spelled(text), 100) == pytest.approx(other.ratio(spelled(text), 100), rel=1e-6)
+
+
+@given(st.lists(st.tuples(st.sampled_from(("de", "de", "fr")), st.floats(LEAST, MOST)), max_size=30))
+def test_a_language_and_all_of_them_learn_each_for_itself(reports: list[tuple[str, float]]) -> None:
+    known = Ratios()
+    separate: dict[str, Ratio] = {}
+    for language, seen in reports:
+        known.learn("m", language, 1_000, round(1_000 * seen))
+        overall = separate.get("*", Ratio())
+        own = separate.get(language, Ratio(overall.value))
+        told = round(1_000 * seen)
+        separate["*"], separate[language] = overall.after(told / 1_000), own.after(told / 1_000)
+    assert {language: known.of("m", language) for language in separate} == separate
 
 
 @given(st.lists(st.tuples(st.integers(-5, 10_000), st.integers(-5, 10**9)), max_size=60), st.integers(0, 10**6))

@@ -13,6 +13,7 @@ from tests.support.streams import chat, message
 from tests.support.wire_replies import BILL, TEXT, USAGE, anthropic, completion, read
 from tierwise import wire
 from tierwise.core.money import Usage
+from tierwise.wire.replies import _any_choices, _plain
 from tierwise.wire.usage import from_openai
 
 
@@ -249,6 +250,28 @@ def test_any_tree_is_a_reply_or_garbled_and_every_reply_can_be_delivered(dialect
             for request in (chat(), message()):
                 json.loads(wire.deliver(request, reply, BILL))
                 wire.deliver_stream(request, reply, BILL)
+
+
+@given(
+    message=st.fixed_dictionaries(
+        {"content": st.sampled_from(("Paris.", "Paris.", "", None, ["Paris."]))},
+        optional={
+            "refusal": st.sampled_from((None, "", "No.", 1)),
+            "reasoning": st.sampled_from((None, "Hm.")),
+            "tool_calls": st.sampled_from((None, [])),
+        },
+    ),
+    reason=st.sampled_from(("stop", "STOP", "length", "error", "other", None, 1)),
+    number=st.integers(1, 2),
+)
+@settings(max_examples=500, deadline=None)
+def test_a_reply_of_text_alone_is_read_as_any_other(message: Any, reason: Any, number: int) -> None:
+    choices = [{"message": message, "finish_reason": reason}] * number
+    plain = _plain(choices)
+    if plain is not None:
+        assert (plain,) == _any_choices({}, choices, None)
+    else:
+        assert number > 1 or message != {"content": "Paris."} or reason in ("error", None, 1)
 
 
 def test_half_a_surrogate_pair_in_a_reply_is_mended_not_fatal() -> None:

@@ -127,7 +127,8 @@ class Ratios:
         every, those = (model, "*"), (model, language)
         overall = prompts.get(every) or Ratio()
         own = prompts.get(those) or Ratio(overall.value)
-        prompts[every], prompts[those] = overall.after(seen), own.after(seen)
+        prompts[every] = renewed = overall.after(seen)
+        prompts[those] = renewed if own == overall else own.after(seen)  # equal where all prompts are in one language
 
     def of(self, model: str, language: str = "*") -> Ratio:
         """What is known of this model's prompts; in a language that no prompt was in, what is of all of them."""

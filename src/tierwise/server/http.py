@@ -44,7 +44,9 @@ def headers_of(scope: Scope) -> dict[str, str]:
         found.update((name.decode("latin-1"), value.decode("latin-1")) for name, value in reversed(headers))
         if sum(name == b"host" for name, _ in headers) > 1:
             host = ""
-    if (_HOST.fullmatch(host) is None) if host is not None else (scope.get("http_version") != "1.0"):
+    if host is None and scope.get("http_version") == "1.0":
+        return found
+    if host is None or not _HOST.fullmatch(host):
         raise BadRequest("give exactly one Host header, as a name with or without a port", code="bad_host")
     return found
 

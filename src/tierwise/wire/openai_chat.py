@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -303,11 +304,11 @@ def _record(tree: Json, key: str) -> None:
 
 
 def _number(low: float, high: float) -> Callable[[Json, str], object]:
-    return lambda tree, key: number(tree, key, low, high)
+    return functools.partial(number, low=low, high=high)
 
 
 def _whole(low: int, high: int) -> Callable[[Json, str], object]:
-    return lambda tree, key: whole(tree, key, low, high)
+    return functools.partial(whole, low=low, high=high)
 
 
 # What the fields must be of which we read nothing more; of several that are wrong the first in this order is named.

@@ -243,6 +243,24 @@ def openai_answer(tree: Json, usage: Usage | None) -> Answer:
 def _openai_choices(tree: Json, usage: Usage | None) -> tuple[Choice, ...]:
     """At least one. Raises Garbled."""
     choices = tree.get("choices")
+    plain = _plain(choices)
+    return (plain,) if plain is not None else _any_choices(tree, choices, usage)
+
+
+def _plain(choices: Any) -> Choice | None:
+    """The only choice of a reply that is text and nothing else, as nearly all are."""
+    if type(choices) is not list or len(choices) != 1 or type(choice := choices[0]) is not dict:
+        return None
+    message, reason = choice.get("message"), choice.get("finish_reason")
+    if type(message) is not dict or type(reason) is not str or not _RICH.isdisjoint(message):
+        return None
+    content, stop = message.get("content"), OPENAI_STOPS.get(reason.lower(), "unknown")
+    if type(content) is not str or not content or message.get("refusal") or stop == "error":
+        return None
+    return Choice((Text(content),), stop)
+
+
+def _any_choices(tree: Json, choices: Any, usage: Usage | None) -> tuple[Choice, ...]:
     if type(choices) is not list or not choices:
         raise _fault(tree, usage) or Garbled("the reply holds no choices", usage)
     found: list[Choice] = []
