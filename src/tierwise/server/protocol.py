@@ -77,16 +77,22 @@ _NOWHERE = _Nowhere()
 
 class _Caller(Caller):
     """Of the connection and not of the request: a scope that led to its own cycle would wait for the collector, and the
-    body with it."""
+    body with it. As a connection that is gone would, so it is let go of."""
 
     __slots__ = ("_protocol",)
 
     def __init__(self, protocol: Protocol) -> None:
         super().__init__()
-        self._protocol = protocol
+        self._protocol: Protocol | None = protocol
+
+    def left(self) -> None:
+        super().left()
+        self._protocol = None
 
     def take(self) -> bytes | None:
         """What the cycle's `receive` gives, where there is nothing to wait for and nobody to tell to go on."""
+        if self._protocol is None:
+            return None
         cycle = self._protocol.answering
         if cycle.more_body or cycle.disconnected or cycle.waiting_for_100_continue:
             return None
@@ -96,6 +102,8 @@ class _Caller(Caller):
 
     def whole(self, status: int, headers: Headers, body: bytes) -> bool:
         """What `send` does with the two messages of a whole reply, in one step."""
+        if self._protocol is None:
+            return False
         cycle = self._protocol.answering
         lines = _lines(cycle, headers)
         if lines is None:
@@ -113,6 +121,8 @@ class _Caller(Caller):
 
     def begin(self, status: int, headers: Headers) -> bool:
         """What `send` does with the first message of a stream."""
+        if self._protocol is None:
+            return False
         cycle = self._protocol.answering
         lines = _lines(cycle, headers)
         if lines is None:
@@ -152,8 +162,7 @@ class Protocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._disarm()
         super().connection_lost(exc)
-        caller, self._caller = self._caller, Caller()  # it leads back here, and would wait for the collector
-        caller.left()
+        self._caller.left()
 
     def data_received(self, data: bytes) -> None:
         if self._in_head and b"pgrade" in data:
