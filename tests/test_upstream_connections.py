@@ -8,7 +8,7 @@ import shutil
 import ssl
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -73,21 +73,35 @@ async def test_plain_text_where_tls_was_meant_is_a_connect_failure(client: HttpU
     server.close()
 
 
-@pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl makes the certificate of this test")
-async def test_tls_is_verified_and_ssl_cert_file_is_honoured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    names = {"out": str(tmp_path / "cert.pem"), "keyout": str(tmp_path / "key.pem")}
-    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"]
-    command += ["-addext", "subjectAltName=IP:127.0.0.1", "-out", names["out"], "-keyout", names["keyout"]]
-    subprocess.run(command, check=True, capture_output=True)  # noqa: ASYNC221
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(names["out"], names["keyout"])
+@pytest.fixture
+def certified(tmp_path: Path) -> Callable[[], tuple[ssl.SSLContext, str]]:
+    """Makes what a server of this test presents, and names the file by which a client trusts it."""
+
+    def make() -> tuple[ssl.SSLContext, str]:
+        if shutil.which("openssl") is None:
+            pytest.skip("openssl makes the certificate of this test")
+        names = {"out": str(tmp_path / "cert.pem"), "keyout": str(tmp_path / "key.pem")}
+        command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"]
+        command += ["-addext", "subjectAltName=IP:127.0.0.1", "-out", names["out"], "-keyout", names["keyout"]]
+        subprocess.run(command, check=True, capture_output=True)
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(names["out"], names["keyout"])
+        return context, names["out"]
+
+    return make
+
+
+async def test_tls_is_verified_and_ssl_cert_file_is_honoured(
+    certified: Callable[[], tuple[ssl.SSLContext, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    context, certificate = certified()
     async with FakeUpstream(tls=context) as upstream:
         stranger = HttpUpstream(secret)
         error = await failure(stranger, call(upstream.base_url))
         assert (error.kind, error.dispatched, upstream.requests) == ("connect", False, [])
         assert "certificate" in error.message
         await stranger.close()
-        monkeypatch.setenv("SSL_CERT_FILE", names["out"])
+        monkeypatch.setenv("SSL_CERT_FILE", certificate)
         friend = HttpUpstream(secret)
         assert await whole(friend, call(upstream.base_url))
         assert await whole(friend, call(upstream.base_url, stream=True))
@@ -98,6 +112,26 @@ async def test_tls_is_verified_and_ssl_cert_file_is_honoured(tmp_path: Path, mon
         pending.cancel()
         await seen.gone.wait()
         await friend.close()
+
+
+async def test_a_tls_connection_that_is_closing_is_not_used_again(
+    certified: Callable[[], tuple[ssl.SSLContext, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its end was read from the socket with the reply, where nothing more shows it."""
+    context, certificate = certified()
+    monkeypatch.setenv("SSL_CERT_FILE", certificate)
+
+    async def reply_and_close(x: fake.Exchange) -> None:
+        await fake.json_reply({"n": 1})(x)
+        x.close()
+
+    async with FakeUpstream(tls=context) as upstream:
+        client = HttpUpstream(secret)
+        for _ in range(5):
+            upstream.script(reply_and_close)
+            assert await whole(client, call(upstream.base_url)) == b'{"n":1}'
+        assert upstream.connections == 5
+        await client.close()
 
 
 METADATA = ["169.254.169.254", "169.254.0.1", "[fe80::1]", "[fd00:ec2::254]", "[::ffff:169.254.169.254]",

@@ -66,7 +66,7 @@ class Line(asyncio.BufferedProtocol):
         answer to the next request, so such a connection is not used again. The loop may not have read it yet:
         asking the kernel costs 2 µs and closes most of the race with a provider that hangs up on idle connections.
         """
-        if self.transport is None or self.should_close:
+        if self.should_close or not self.is_connected():  # TLS says goodbye a turn before its connection is lost
             return False
         return self._quiet is not None and not self._quiet.poll(0)
 
