@@ -423,6 +423,31 @@ async def test_closing_the_client_ends_calls_under_way_and_refuses_new_ones(upst
     await upstream.requests[0].gone.wait()
 
 
+async def test_closing_the_client_does_not_wait_for_a_provider_that_reads_nothing() -> None:
+    reached, over = asyncio.Event(), asyncio.Event()
+
+    async def read_the_head(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        reached.set()
+        await over.wait()
+        writer.transport.abort()
+
+    server = await asyncio.start_server(read_the_head, "127.0.0.1", 0)
+    client = HttpUpstream(secret)
+    base_url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
+    pending = asyncio.create_task(client.send(call(base_url, body=b"x" * 30_000_000)))
+    await reached.wait()
+    try:
+        async with asyncio.timeout(3):
+            await client.close()
+            with pytest.raises(UpstreamError) as caught:
+                await pending
+        assert (caught.value.kind, caught.value.dispatched) == ("cut", True)
+    finally:
+        over.set()
+        server.close()
+
+
 def test_a_client_outlives_the_loop_it_was_first_used_in() -> None:
     with FakeUpstream.in_thread() as upstream:
         client = HttpUpstream(secret)

@@ -209,7 +209,10 @@ class Line(asyncio.BufferedProtocol):
     def close(self) -> None:
         self.should_close = True
         if self.transport is not None:
-            self.transport.close()
+            if self.transport.get_write_buffer_size():
+                self.transport.abort()  # close() would first flush a request, to a provider that may never read it
+            else:
+                self.transport.close()
             self.transport = None
 
     def abort(self) -> None:
