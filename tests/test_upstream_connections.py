@@ -204,6 +204,22 @@ async def test_a_call_above_the_limit_waits_for_another_to_end(
     await client.close()
 
 
+async def test_who_leaves_the_queue_in_his_turn_leaves_it_to_the_next(
+    upstream: FakeUpstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pool, "CONNECTIONS_PER_HOST", 1)
+    client = HttpUpstream(secret)
+    incoming = await client.send(call(upstream.base_url))
+    second, third = (asyncio.create_task(whole(client, call(upstream.base_url))) for _ in range(2))
+    await asyncio.sleep(0.05)  # until both wait
+    await incoming.read()
+    second.cancel()  # it has been woken, and has not run yet
+    async with asyncio.timeout(3):
+        assert await third
+    assert second.cancelled()
+    await client.close()
+
+
 async def test_a_connection_that_nobody_needs_is_closed_in_time(
     upstream: FakeUpstream, monkeypatch: pytest.MonkeyPatch
 ) -> None:

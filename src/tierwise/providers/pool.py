@@ -113,8 +113,12 @@ class Pool:
                 line.connection, line.idle = connection, target.idle
                 line.prepare()
                 return line
-        except (aiohttp.ClientError, OSError, ValueError) as error:
-            raise _unreached(error, name, target.request.url, connect_s) from error
+        except BaseException as error:
+            # Who has been given a place and leaves without it gives it to the next; aiohttp would lose it.
+            cast("Any", self._connector)._release_waiter()
+            if isinstance(error, (aiohttp.ClientError, OSError, ValueError)):
+                raise _unreached(error, name, target.request.url, connect_s) from error
+            raise
         finally:
             self._connecting -= 1
 
