@@ -393,6 +393,43 @@ async def test_an_answer_before_the_request_was_read_does_not_poison_the_connect
     server.close()
 
 
+async def test_the_same_holds_over_tls(
+    client: HttpUpstream, certified: Callable[[], tuple[ssl.SSLContext, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is encrypted and waits for the socket is seen in no buffer of the connection itself."""
+    context, certificate = certified()
+    monkeypatch.setenv("SSL_CERT_FILE", certificate)
+    over = asyncio.Event()
+
+    async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 413 Too Large\r\nContent-Type: text/plain\r\nContent-Length: 3\r\n\r\nbig")
+        await over.wait()
+        writer.transport.abort()
+
+    server = await asyncio.start_server(refuse, "127.0.0.1", 0, ssl=context)
+    base_url = f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
+    for _ in range(2):
+        error = await failure(client, call(base_url, body=b"x" * 30_000_000, deadlines=hurry(first_token_ms=2_000)))
+        assert error.kind == "rejected"
+    over.set()
+    server.close()
+
+
+async def test_a_change_of_protocol_ends_its_connection(client: HttpUpstream, upstream: FakeUpstream) -> None:
+    """Nobody asked for one, and what follows must not be taken for the answer to the next request."""
+
+    async def switch(x: fake.Exchange) -> None:
+        await x.raw(b"HTTP/1.1 101 Switching Protocols\r\n\r\n")
+        await asyncio.sleep(0.05)
+        await fake.json_reply({"n": 1})(x)
+
+    upstream.script(switch, fake.json_reply({"n": 2}))
+    assert (await failure(client, call(upstream.base_url))).kind == "garbled"
+    assert await whole(client, call(upstream.base_url)) == b'{"n":2}'
+    assert upstream.connections == 2
+
+
 @pytest.mark.parametrize("goodbye", [b"", b"HTTP/1.1 408 Request Timeout\r\nContent-Length: 0\r\n\r\n"])
 async def test_a_connection_that_spoke_or_ended_while_idle_is_not_used_again(
     client: HttpUpstream, upstream: FakeUpstream, goodbye: bytes

@@ -28,6 +28,7 @@ from tierwise.providers.pool import HEADER_LINE_BYTES, HEADER_LINES, Pool
 ERROR_BODY_BYTES = 64 * 1024
 _ERROR_BODY_S = 2.0  # the status is known; its explanation is not worth a longer wait
 _INTERIM_REPLIES = 16  # 1xx replies before the real one
+_END_BYTES = 1024
 _JOIN_BYTES = 64 * 1024  # a body up to this size goes out with its head, in one packet train
 
 
@@ -80,12 +81,18 @@ class Call:
         if len(body) <= _JOIN_BYTES:
             transport.write(head + body)
         else:
+            # The end apart: only what TLS is kept from handing on counts as unsent, and it hands on each write whole.
+            whole = memoryview(body)
             transport.write(head)
-            transport.write(body)
+            transport.write(whole[:-_END_BYTES])
+            transport.write(whole[-_END_BYTES:])
         try:
             for _ in range(_INTERIM_REPLIES):
                 message, payload = await self._line.read()
-                if message.code >= 200 or message.code == 101:  # we asked for no upgrade: that is no reply
+                if message.code >= 200:
+                    break
+                if message.code == 101:  # we asked for no upgrade: that is no reply, and what follows is no HTTP
+                    self._line.should_close = True
                     break
             else:
                 raise self._fail("garbled", f"{self._name} sent {_INTERIM_REPLIES} interim replies and no reply")
