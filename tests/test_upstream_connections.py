@@ -476,6 +476,22 @@ async def test_closing_the_client_ends_calls_under_way_and_refuses_new_ones(upst
     await upstream.requests[0].gone.wait()
 
 
+async def test_closing_the_client_ends_the_wait_for_a_place(
+    upstream: FakeUpstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With an error of ours: nobody cancelled the caller."""
+    monkeypatch.setattr(pool, "CONNECTIONS_PER_HOST", 1)
+    client = HttpUpstream(secret)
+    incoming = await client.send(call(upstream.base_url))
+    pending = asyncio.create_task(failure(client, call(upstream.base_url)))
+    await asyncio.sleep(0.05)  # until it waits
+    await client.close()
+    error = await pending
+    assert (error.kind, error.dispatched) == ("connect", False)
+    assert "closing" in error.message
+    incoming.close()
+
+
 async def test_closing_the_client_does_not_wait_for_a_provider_that_reads_nothing() -> None:
     reached, over = asyncio.Event(), asyncio.Event()
 

@@ -118,6 +118,9 @@ class Pool:
             cast("Any", self._connector)._release_waiter()
             if isinstance(error, (aiohttp.ClientError, OSError, ValueError)):
                 raise _unreached(error, name, target.request.url, connect_s) from error
+            task = asyncio.current_task()
+            if self._connector.closed and task is not None and not task.cancelling():
+                raise UpstreamError("connect", f"{name}: the gateway is closing", dispatched=False) from None
             raise
         finally:
             self._connecting -= 1
