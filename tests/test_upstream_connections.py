@@ -165,8 +165,9 @@ async def test_a_connection_that_nobody_needs_is_closed_in_time(
     (idle,) = client._pool._idle.values()
     lines = list(idle)
     assert 1 <= len(lines) <= 3
-    while idle:  # noqa: ASYNC110  # nothing tells of it
-        await asyncio.sleep(0.02)
+    async with asyncio.timeout(20):
+        while idle:  # noqa: ASYNC110  # nothing tells of it
+            await asyncio.sleep(0.02)
     assert not any(line.is_connected() for line in lines)
     before = upstream.connections
     await whole(client, call(upstream.base_url))

@@ -148,7 +148,7 @@ Annotate = Callable[[Meter], Bill]
 #   codec(name: str) -> Codec
 #   write(request: Request, provider: Provider, shape: Shape) -> Sent
 #   write_question(provider: Provider, model: str, system: str, text: str, max_tokens: int) -> Sent
-#   read_reply(wire: str, body: bytes, request: Request | None) -> Reply          raises Garbled
+#   read_reply(wire: str, body: bytes, request: Request | None, *, compared: bool) -> Reply   raises Garbled
 #   deliver(request: Request, reply: Reply, bill: Bill) -> bytes                  whole, in the caller's format
 #   deliver_stream(request: Request, reply: Reply, bill: Bill) -> bytes           as an event stream of that format
 #   relay(request: Request, wire: str, bill: Annotate, expected_input_tokens: int) -> Relay

@@ -110,9 +110,8 @@ class Lines:
                 path.asking.insert(0, (len(path.passed), line))
         if self._prepaid:
             subjects = [(scope, str(getattr(payer, scope))) for scope in CREDIT_SCOPES]
-            subjects += [
-                ("key", key) for key in payer.within
-            ]  # what is prepaid for a key is all that its keys have too
+            # What is prepaid for a key is all that its keys have too.
+            subjects += [("key", key) for key in payer.within]
             path.passed.extend(
                 (self.credits[scope], name) for scope, name in subjects if (scope, name) in self._prepaid
             )
