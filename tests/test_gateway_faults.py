@@ -52,7 +52,7 @@ from tests.support.upstream import (
 )
 from tierwise.routing.health import Health
 
-SOON = {"first_token_ms": 100, "idle_ms": 100, "total_ms": 200}
+SOON = {"first_token_ms": 500, "idle_ms": 500, "total_ms": 1_000}
 INSIDE = {"error": {"message": "overloaded, sorry", "type": "server_error", "code": 503}}
 
 # name -> (the fault, what the attempt is called, the status when nobody else answers)

@@ -78,7 +78,7 @@ async def test_what_was_sent_is_never_free(tmp_path: Path, name: str) -> None:
     step, stream = WAYS_OUT[name]
     async with (
         FakeUpstream(step) as one,
-        Gateway(tmp_path, world(one, hurry={"first_token_ms": 150, "idle_ms": 150}, policy={"attempts": 1})) as gateway,
+        Gateway(tmp_path, world(one, hurry={"first_token_ms": 600, "idle_ms": 600}, policy={"attempts": 1})) as gateway,
     ):
         await gateway.ask(stream=stream or None, max_tokens=50)
         await gateway.settled()

@@ -45,12 +45,12 @@ async def upstream() -> AsyncIterator[FakeUpstream]:
 
 
 LATE: list[tuple[str, Any, bool, Deadlines, str]] = [
-    ("no head", fake.hang_before_headers, False, hurry(first_token_ms=150), "first_token"),
-    ("no head for a stream", fake.hang_before_headers, True, hurry(first_token_ms=150), "first_token"),
-    ("no head, total shorter", fake.hang_before_headers, False, hurry(total_ms=150), "total"),
-    ("endless head", fake.drip_headers(), False, hurry(first_token_ms=150), "first_token"),
-    ("no first byte", fake.hang_after_headers(), True, hurry(first_token_ms=150), "first_token"),
-    ("no first byte, whole", fake.hang_after_headers("application/json"), False, hurry(first_token_ms=150), "first"),
+    ("no head", fake.hang_before_headers, False, hurry(first_token_ms=500), "first_token"),
+    ("no head for a stream", fake.hang_before_headers, True, hurry(first_token_ms=500), "first_token"),
+    ("no head, total shorter", fake.hang_before_headers, False, hurry(total_ms=500), "total"),
+    ("endless head", fake.drip_headers(), False, hurry(first_token_ms=500), "first_token"),
+    ("no first byte", fake.hang_after_headers(), True, hurry(first_token_ms=500), "first_token"),
+    ("no first byte, whole", fake.hang_after_headers("application/json"), False, hurry(first_token_ms=500), "first"),
     ("silence mid-stream", fake.hang_mid_stream(), True, hurry(idle_ms=150), "idle"),
     ("S13", fake.drip(), True, hurry(total_ms=300), "total"),
     ("S13, whole", fake.drip(content_type="application/json"), False, hurry(total_ms=300), "total"),
