@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import random
 from collections.abc import Sequence
@@ -257,12 +256,17 @@ async def test_a_slow_reader_holds_its_provider_back_and_nobody_else(tmp_path: P
         async with gateway.streaming(OPENAI, max_tokens=10_000_000) as response:
             assert response.status == 200
             response.connection.transport.pause_reading()
-            with contextlib.suppress(TimeoutError):
-                while True:  # until the provider can write no more
+            connections = gateway._server.server_state.connections
+            waiting, writes = 0, True
+            async with asyncio.timeout(60):
+                while writes or not waiting:  # until the provider can write no more, because of what waits
                     sent.clear()
-                    await asyncio.wait_for(sent.wait(), 0.5)
-            waiting = [each.transport.get_write_buffer_size() for each in gateway._server.server_state.connections]
-            assert 0 < max(waiting) <= 256 * 1024
+                    try:
+                        writes = await asyncio.wait_for(sent.wait(), 0.5)
+                    except TimeoutError:
+                        writes = False
+                    waiting = max(each.transport.get_write_buffer_size() for each in connections)
+            assert 0 < waiting <= 256 * 1024
             assert not one.requests[0].gone.is_set()
             assert (await gateway.ask()).text == TEXT
             response.close()
