@@ -306,7 +306,8 @@ def test_why_tells_the_past_while_the_gateway_runs_and_afterwards(past: Any) -> 
 def test_why_takes_how_an_id_begins_where_one_alone_begins_so(past: Any, tmp_path: Path) -> None:
     folder, facts, decision, meanwhile = past
     assert good("why", decision[:8], cwd=folder) == meanwhile
-    assert run("why", decision[:7], cwd=folder).returncode == 1
+    ran = run("why", decision[:7], cwd=folder)
+    assert ran.returncode == 1 and "give 8 letters or more" in ran.stderr
     state = shutil.copytree(folder / facts["state"], tmp_path / "state")
     with sqlite3.connect(state / "journal.sqlite") as journal:
         columns = "at_s, snapshot, record"

@@ -183,7 +183,8 @@ def why(
     found = asyncio.run(_past(open_journal, folder, decision_id))
     if found is None:
         where = f"the id is in the header x-tierwise-decision of a reply, and its journal in --state (now {folder})"
-        stop(f"there is no decision {decision_id[:100]!r} here: {where}", NO)
+        short = f"; of an id, give {LEAST_LETTERS} letters or more" if len(decision_id) < LEAST_LETTERS else ""
+        stop(f"there is no decision {decision_id[:100]!r} here: {where}{short}", NO)
     record, explanation = found
     if json:
         show({"record": record, "explanation": _plain(explanation) if explanation else None}, True)
