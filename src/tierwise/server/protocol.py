@@ -102,13 +102,10 @@ class _Caller(Caller):
 
     def whole(self, status: int, headers: Headers, body: bytes) -> bool:
         """What `send` does with the two messages of a whole reply, in one step."""
-        if self._protocol is None:
+        opened = self._open(headers)
+        if opened is None:
             return False
-        cycle = self._protocol.answering
-        lines = _lines(cycle, headers)
-        if lines is None:
-            return False
-        cycle.waiting_for_100_continue = False
+        cycle, lines = opened
         cycle.chunked_encoding = False
         cycle.response_started = cycle.response_complete = True
         joined: Joined = cycle.transport  # type: ignore[assignment]
@@ -121,16 +118,24 @@ class _Caller(Caller):
 
     def begin(self, status: int, headers: Headers) -> bool:
         """What `send` does with the first message of a stream."""
-        if self._protocol is None:
+        opened = self._open(headers)
+        if opened is None:
             return False
-        cycle = self._protocol.answering
-        lines = _lines(cycle, headers)
-        if lines is None:
-            return False
-        cycle.waiting_for_100_continue = False
+        cycle, lines = opened
         cycle.chunked_encoding = cycle.response_started = True
         cycle.transport.write(b"".join((STATUS_LINE[status], lines, b"\r\ntransfer-encoding: chunked\r\n\r\n")))
         return True
+
+    def _open(self, headers: Headers) -> tuple[RequestResponseCycle, bytes] | None:
+        """The cycle whose reply begins now, and the lines of its head."""
+        if self._protocol is None:
+            return None
+        cycle = self._protocol.answering
+        lines = _lines(cycle, headers)
+        if lines is None:
+            return None
+        cycle.waiting_for_100_continue = False
+        return cycle, lines
 
 
 def _lines(cycle: RequestResponseCycle, headers: Headers) -> bytes | None:
