@@ -103,16 +103,23 @@ async def test_the_embedded_policy_sends_easy_and_hard_questions_to_different_mo
         await router.close()
 
 
-async def test_what_is_opened_answers_and_remembers_in_the_state_folder(tmp_path: Path) -> None:
+async def test_what_is_opened_answers_and_remembers_in_the_state_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     setup = await loaded(tmp_path, ONE, QUIET)
     router = open_router(setup)
     answer = await router.handle(asked("Hi!"))
     assert isinstance(answer, Answered)
     assert answer.trace.routed == "simulated/large"
     assert router.in_flight == 1, "until it is closed"
+    beside = await router.handle(asked("Hi!"))
+    lulls: list[int] = []
+    monkeypatch.setattr(router.journal, "lull", lambda: lulls.append(router.in_flight))
     answer.close()
     answer.close()
-    assert router.in_flight == 0
+    assert (router.in_flight, lulls) == (1, [])
+    beside.close()
+    assert (router.in_flight, lulls) == (0, [0]), "the journal is told when nobody is kept waiting"
     await router.drain(5.0)
     assert (await router.record(answer.trace.episode.id)).outcome.status == "answered"
     await router.close()

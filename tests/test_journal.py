@@ -20,7 +20,6 @@ from tierwise.core.ports import Feedback, Record
 from tierwise.core.request import Payer
 from tierwise.stores import journal as sqlite
 from tierwise.stores import journal_sql
-from tierwise.stores.gathered import Gathered
 from tierwise.stores.journal import ENCODED_AT_ONCE, SqliteJournal
 from tierwise.stores.journal_rows import Total, with_grams
 from tierwise.stores.memory import JOURNAL_SNAPSHOTS_KEPT, MemoryJournal
@@ -62,7 +61,7 @@ async def test_what_was_written_is_read_back_whole(journal: Any) -> None:
     assert (journal.dropped, journal.last_error) == (0, "")
 
 
-@pytest.mark.parametrize("many", [1, ENCODED_AT_ONCE - 1, ENCODED_AT_ONCE, 9 * ENCODED_AT_ONCE + 1])
+@pytest.mark.parametrize("many", [1, ENCODED_AT_ONCE - 1, ENCODED_AT_ONCE, 2 * ENCODED_AT_ONCE + 1])
 async def test_of_words_their_grams_are_kept_and_nothing_else(journal: Any, many: int) -> None:
     texts = [f"Zanzibar number {n} Quagga {'grows ' * n}" for n in range(many)]
     for n, text in enumerate(texts):
@@ -76,28 +75,6 @@ async def test_of_words_their_grams_are_kept_and_nothing_else(journal: Any, many
     if isinstance(journal, SqliteJournal):
         await journal.close()
         assert b"uagga" not in texts_of(journal.path).lower()
-
-
-def test_what_is_gathered_is_handed_on_once_each_whoever_asks() -> None:
-    handed: list[int] = []
-    gathered: Gathered[int] = Gathered(handed.extend, 7)
-    done = threading.Event()
-
-    def flush() -> None:
-        while not done.is_set():
-            gathered.flush()
-
-    others = [threading.Thread(target=flush) for _ in range(3)]
-    for other in others:
-        other.start()
-    for n in range(5_000):
-        gathered.add(n)
-    gathered.flush()
-    assert handed == list(range(5_000)), "in their order, and all of them by now"
-    done.set()
-    for other in others:
-        other.join()
-    assert len(handed) == 5_000
 
 
 @pytest.mark.parametrize(
@@ -303,6 +280,7 @@ async def test_a_stalled_writer_costs_rows_never_requests_and_every_row_is_count
         disk.write(a_record(f"{n}"))
         disk.feedback(Feedback(decision_id="x", at_s=n, score=1.0))
     disk.snapshot("5eed", b"always finds room")
+    disk.lull()  # what is not encoded yet does not find room either
     assert disk.dropped == 2_000 - 600
     assert "600 rows are waiting" in disk.last_error
     await pause.end()

@@ -180,6 +180,10 @@ class Journal(Protocol):
         """`words`: a text whose grams are kept among the record's features, and of which nothing else is kept."""
         ...
 
+    def lull(self) -> None:
+        """No request is under way: a good moment for what writing has put off."""
+        ...
+
     def feedback(self, feedback: Feedback) -> None: ...
     def shadow(self, decision_id: str, at_s: int, event: Replied | Failed | Told) -> None:
         """What a shadow of this episode, which began at `at_s`, came to."""

@@ -76,6 +76,7 @@ class Books:
         self.in_flight -= 1
         if self.in_flight == 0:
             self._idle.set()
+            self.journal.lull()
 
     async def idle(self) -> None:
         """Wait until nothing is under way."""

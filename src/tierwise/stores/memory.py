@@ -112,6 +112,9 @@ class MemoryJournal:
         if len(self._records) > self._limit:
             self._numbers.pop(self._records.popitem(last=False)[0], None)
 
+    def lull(self) -> None:
+        """Nothing is put off here."""
+
     def shadow(self, decision_id: str, at_s: int, event: Replied | Failed | Told) -> None:
         if not self._refuses() and decision_id in self._records:
             record = self._records[decision_id]
