@@ -148,9 +148,10 @@ def _more(read: list[str], known: lexicon.Lexicon, watched: set[str]) -> int:
 
 def _add_guesses(read: list[str], sums: list[int]) -> None:
     guessed: set[str] = set()
-    first = read[:GUESSED_WORDS]
-    for place, word in itertools.compress(enumerate(first), map(lexicon.meant, first)):
-        for slot, weight in lexicon.meant(word) or ():
+    for place, word in enumerate(read[:GUESSED_WORDS]):
+        if len(word) < lexicon.GUESSED_LETTERS or not (cue := lexicon.meant(word)):
+            continue
+        for slot, weight in cue:
             if slot >= _TASKS:
                 sums[slot] += weight
             elif word not in guessed:
