@@ -67,7 +67,7 @@ def extract(prompt: Prompt, keywords: tuple[str, ...] = (), *, with_grams: bool 
     folded, system = text.last.casefold(), text.system
     own = words(folded)
     # A system prompt alone is the message itself.
-    beside = system if len(prompt.turns) > 1 else _system("", 0)
+    beside = system if len(prompt.turns) > 1 else _NO_SYSTEM
     seen = tasks.read(prompt, text.last, own, text.counts, beside.orders, text.before)
     template = templates.find(beside.triggers | templates.triggers(seen.watched), beside.folded, folded)
     return Features(
@@ -118,12 +118,14 @@ class _System(msgspec.Struct, frozen=True):
     skeleton: Any = None  # hashed without digits, so that a date or a counter does not make a new workload every day
 
 
+_NO_SYSTEM = _System(skeleton=hashed(b""))
+
+
 @functools.lru_cache(maxsize=SYSTEMS_KEPT)
 def _system(text: str, length: int) -> _System:
     """Of the whole text, bounded for hashing, and its length without bound."""
-    skeleton = hashed(text.encode("utf-8", "surrogatepass").translate(None, b"0123456789"))
     if not text:
-        return _System(skeleton=skeleton)
+        return _NO_SYSTEM
     read = ends(text, *SYSTEM_READ)
     folded = read.casefold()
     found = words(folded)
@@ -133,7 +135,7 @@ def _system(text: str, length: int) -> _System:
         orders=tasks.orders(found),
         tokens=count(read).tokens,
         digest=digest(text, str(length)),
-        skeleton=skeleton,
+        skeleton=hashed(text.encode("utf-8", "surrogatepass").translate(None, b"0123456789")),
     )
 
 
@@ -143,7 +145,7 @@ def _read(turns: tuple[Turn, ...]) -> _Text:
         last = ends(text, *LAST_READ)
         counts = count(last)
         tokens = _scaled(counts.tokens, last, text)
-        said = _said(turns) if turns[0].role == "system" else _system("", 0)
+        said = _said(turns) if turns[0].role == "system" else _NO_SYSTEM
         return _Text(last, said, "", len(text) - len(last), counts, tokens, tokens, len(text))
     characters = sum([len(turn.text) for turn in turns])
     users = _users(turns)
@@ -196,7 +198,7 @@ def _said(turns: tuple[Turn, ...]) -> _System:
     """The system prompt: all that is among the first turns."""
     found = _systems(turns)
     if not found:
-        return _system("", 0)
+        return _NO_SYSTEM
     text = _whole(found)
     # Several long ones together are not kept, so that what is kept has a bound.
     read = _system if len(text) <= sum(HASHED) + 1 else _system.__wrapped__
