@@ -26,7 +26,6 @@ from tierwise.core.money import cap_to_nano, usd_to_nano
 from tierwise.core.policy import BALANCED, PRESETS, Amounts, Best, Keep, Plan, Policy, Screen
 from tierwise.core.read import join, nearest
 from tierwise.core.request import EXPLORATION, Payer
-from tierwise.core.shadow import explores
 from tierwise.server.forms import MachineZones
 
 # 128 bits in base64 are 22 letters; below 16 a key can be guessed over a network.
@@ -352,7 +351,7 @@ def start_notes(catalogue: Catalogue, server: ServerSettings, keyless: bool) -> 
 def exploring_notes(policies: Mapping[str, Policy], budgets: Iterable[Budget]) -> tuple[str, ...]:
     """Chance spends by itself, so the owner should know where nothing stops it."""
     bounded = any(EXPLORATION in each.match and each.hard and each.limit_nano is not None for each in budgets)
-    named = [name for name, policy in policies.items() if explores(policy)]
+    named = [name for name, policy in policies.items() if policy.explorations]
     if bounded or not named:
         return ()
     match = ": ".join(EXPLORATION)

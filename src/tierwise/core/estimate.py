@@ -118,12 +118,10 @@ def estimate_all(
 ) -> tuple[Estimate, ...]:
     """One estimate per model, in their order. What training has not seen (a model, a length, a speed) is reasoned."""
     view = outlook(features)
-    match estimator:
-        case BuiltIn():
-            return tuple([_one(view, model) for model in models])
-        case Trained():
-            known = heads(estimator).scores(features, workload)
-            return tuple([_learned(view, model, known.get(model.id)) for model in models])
+    if isinstance(estimator, Trained):
+        known = heads(estimator).scores(features, workload)
+        return tuple([_learned(view, model, known.get(model.id)) for model in models])
+    return tuple([_one(view, model) for model in models])
 
 
 def _learned(view: Outlook, model: Model, score: Score | None) -> Estimate:
@@ -134,19 +132,20 @@ def _learned(view: Outlook, model: Model, score: Score | None) -> Estimate:
 
 def outlook(features: Features) -> Outlook:
     """Difficulty on the scale of `Model.skill`, half the interval on that scale, and the length of a plain answer."""
-    task = features.task
-    weights = TASK_WEIGHTS[task]
-    long = min(1.0, features.input_tokens / 100_000)
-    # No language means no words to speak of (a label, a name, a piece of code), which is not a foreign language.
-    foreign = bool(features.languages) and features.languages[0] not in COMMON
+    task, ambiguity, languages = features.task, features.ambiguity, features.languages
+    weights, long = TASK_WEIGHTS[task], features.input_tokens / 100_000
+    if long > 1.0:
+        long = 1.0
     difficulty = weights.floor + weights.slope * features.complexity + LONG_DIFFICULTY * long
-    difficulty += AMBIGUITY_DIFFICULTY * features.ambiguity
+    difficulty += AMBIGUITY_DIFFICULTY * ambiguity
     doubt = DOUBT + DOUBT_NO_TASK if task == "other" else DOUBT
-    if foreign:
-        difficulty += FOREIGN_DIFFICULTY
-    if foreign or not features.languages:
+    # No language means no words to speak of (a label, a name, a piece of code), which is not a foreign language.
+    if not languages:
         doubt += DOUBT_NO_LANGUAGE
-    doubt += DOUBT_AMBIGUOUS * features.ambiguity
+    elif languages[0] not in COMMON:
+        difficulty += FOREIGN_DIFFICULTY
+        doubt += DOUBT_NO_LANGUAGE
+    doubt += DOUBT_AMBIGUOUS * ambiguity
     if features.images or features.audio or features.documents:
         difficulty += IMAGE_DIFFICULTY
         doubt += DOUBT_UNSEEN
@@ -176,14 +175,16 @@ def outlook(features: Features) -> Outlook:
 
 def _visible_tokens(features: Features, weights: TaskWeights) -> float:
     """Of one answer, before any ceiling."""
+    task, wanted = features.task, features.wanted_tokens
     tokens = weights.tokens + weights.more_tokens * features.complexity
-    if features.task == "translation":
+    if task == "translation":
         tokens += 0.8 * min(features.input_tokens, 4_000)  # the text comes back in another language
-    elif features.task == "extraction":
+    elif task == "extraction":
         tokens += 0.05 * min(features.input_tokens, 8_000)
-    elif features.task == "summarisation":
+    elif task == "summarisation":
         tokens += 0.03 * min(features.input_tokens, 20_000)
-    tokens = max(tokens, features.wanted_tokens)
+    if wanted > tokens:
+        tokens = wanted
     if features.forced_tool:
         tokens = min(tokens, 150.0)  # a call and its arguments
     elif features.structured != "none":
@@ -197,17 +198,21 @@ def _one(view: Outlook, model: Model) -> Estimate:
         if task == view.task:
             strength = skill
     margin, doubt = strength - view.difficulty, view.doubt
-    return _expected(view, model, Range(_chance(margin - doubt), _chance(margin), _chance(margin + doubt)))
-
-
-def _chance(margin: float) -> float:
-    return CEILING / (1.0 + exp(-STEEPNESS * margin)) if margin >= LEAST_MARGIN else 0.0
+    low, high = margin - doubt, margin + doubt
+    # Written out three times, for every candidate of every request comes by here.
+    quality = Range(
+        CEILING / (1.0 + exp(-STEEPNESS * low)) if low >= LEAST_MARGIN else 0.0,
+        CEILING / (1.0 + exp(-STEEPNESS * margin)) if margin >= LEAST_MARGIN else 0.0,
+        CEILING / (1.0 + exp(-STEEPNESS * high)) if high >= LEAST_MARGIN else 0.0,
+    )
+    return _expected(view, model, quality)
 
 
 def _expected(
     view: Outlook, model: Model, quality: Range, tokens: int | None = None, latency_ms: int | None = None
 ) -> Estimate:
     """With the length of one answer, its thoughts included, and the time, where training did not say them."""
+    replies = view.replies
     if view.task == "embedding" or model.kind == "embedding":
         tokens = 0
     else:
@@ -218,10 +223,10 @@ def _expected(
             most = asked
         if tokens > most:
             tokens = most
-        tokens = tokens * view.replies if tokens > 1 else view.replies
+        tokens = tokens * replies if tokens > 1 else replies
     if latency_ms is None:
         rate = model.tokens_per_second
         # The answers of one request are written side by side, so `n` costs tokens and no time.
-        writing = 1_000.0 * (tokens / view.replies + view.reading)
+        writing = 1_000.0 * (tokens / replies + view.reading)
         latency_ms = ceil(model.first_token_ms + writing / (rate if rate > SLOWEST else SLOWEST))
     return Estimate(quality, tokens, latency_ms)

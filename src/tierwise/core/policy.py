@@ -230,6 +230,11 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, dict
         found = [plan.explore for plan in self.plans.values() if isinstance(plan, Explore)]
         return tuple(each for each in found if each.rate > 0)
 
+    @functools.cached_property
+    def shadows(self) -> bool:
+        """Whether another model is asked as well now and then, beside the one that answers."""
+        return any(each.shadow for each in self.explorations)
+
 
 # Where a name stands that never answers the request itself.
 HELPERS = ("ask.of", "accept.grader", "explore.grader")

@@ -13,7 +13,7 @@ from tierwise.core.attempt import Attempts
 from tierwise.core.budget import Lambda
 from tierwise.core.catalogue import Model
 from tierwise.core.episode import Answer, Call, Decision, Episode, Grade, Reason, Replied, Serve
-from tierwise.core.policy import Exploration, Policy
+from tierwise.core.policy import Exploration
 from tierwise.core.request import EXPLORATION, Hints, Payer
 from tierwise.core.snapshot import Snapshot
 from tierwise.core.weigh import Weighed, weigh
@@ -102,11 +102,6 @@ def exploring(payer: Payer) -> Payer:
     if EXPLORATION in payer.tags:
         return payer
     return msgspec.structs.replace(payer, tags=(*payer.tags, EXPLORATION))
-
-
-def explores(policy: Policy, *, shadow: bool | None = None) -> bool:
-    """Whether some plan leaves something to chance; `shadow`: only by shadows, or only by what answers."""
-    return any(shadow is None or each.shadow == shadow for each in policy.explorations)
 
 
 def _askable(models: tuple[Model, ...], episode: Episode) -> list[Model]:

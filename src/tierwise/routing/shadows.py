@@ -21,7 +21,7 @@ from tierwise.core.decide import decide
 from tierwise.core.episode import Answer, Call, Decision, Failed, Grade, Replied, Told
 from tierwise.core.errors import TierwiseError
 from tierwise.core.ports import Ledger, Outgoing, Upstream, UpstreamError
-from tierwise.core.shadow import alone, explores
+from tierwise.core.shadow import alone
 from tierwise.routing.attempts import (
     Attempt,
     counted,
@@ -72,7 +72,7 @@ class Shadows:
 
     def wanted(self, trace: Trace) -> bool:
         """Whether there may be one for a request under this policy."""
-        return explores(trace.snapshot.policies[trace.episode.policy], shadow=True)
+        return trace.snapshot.policies[trace.episode.policy].shadows
 
     async def drain(self, timeout_s: float) -> None:
         """Wait for those under way, at most so long; the rest are cancelled, which settles them."""
