@@ -71,7 +71,7 @@ class Usage(msgspec.Struct, frozen=True, omit_defaults=True):
         return self.output_tokens + self.reasoning_tokens + self.output_audio_tokens
 
 
-class Rates(msgspec.Struct, frozen=True, omit_defaults=True):
+class Rates(msgspec.Struct, frozen=True, omit_defaults=True, dict=True):
     """Nano-dollars per million of each bucket of `Usage` (for `web_searches`: per million calls), and per request."""
 
     input_tokens: int
@@ -84,6 +84,16 @@ class Rates(msgspec.Struct, frozen=True, omit_defaults=True):
     output_audio_tokens: int
     web_searches: int = 0
     request_nano: int = 0
+
+    @functools.cached_property
+    def dearest_read(self) -> int:
+        """The most that a token of a prompt without sound can cost, per million."""
+        return max(self.input_tokens, self.cache_write_5m_tokens, self.cache_write_1h_tokens, self.cached_input_tokens)
+
+    @functools.cached_property
+    def dearest_written(self) -> int:
+        """The most that a token of a reply can cost, per million."""
+        return max(self.output_tokens, self.reasoning_tokens, self.output_audio_tokens)
 
     @classmethod
     def of(cls, input_rate: int, output_rate: int, **others: int) -> Rates:

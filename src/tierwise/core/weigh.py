@@ -12,10 +12,11 @@ from tierwise.core.episode import Episode, Range
 from tierwise.core.estimate import estimate_all
 from tierwise.core.money import TOKENS_PER_PRICE, Service, Usage, cost_nano
 from tierwise.core.policy import Amounts
+from tierwise.core.request import Features
 from tierwise.core.snapshot import Snapshot
 
 
-class Weighed(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+class Weighed(msgspec.Struct, frozen=True, gc=False):
     """One model against one request. `cost_nano` is None for an unpriced model, which then weighs as the dearest."""
 
     model: Model
@@ -44,16 +45,7 @@ def weigh(snapshot: Snapshot, episode: Episode, models: tuple[Model, ...], amoun
         careful = middle - caution * (middle - quality.low)
         # Rounded to the nearest: a price weighs candidates and is never charged.
         price = round(counted * factor + (1.0 - careful) * miss + latency * second / 1_000)
-        found.append(
-            Weighed(
-                model=model,
-                quality=quality,
-                output_tokens=tokens,
-                cost_nano=cost,
-                latency_ms=latency,
-                price_nano=price,
-            )
-        )
+        found.append(Weighed(model, quality, tokens, cost, latency, price))
     return tuple(found)
 
 
@@ -77,18 +69,19 @@ def worst_case_nano(model: Model, episode: Episode, ceiling: int, added_tokens: 
         return 0
     bound = features.input_bound_tokens + added_tokens
     rates = price.only or price.dearest(episode.at_s, bound, episode.service)
-    read = max(rates.input_tokens, rates.cache_write_5m_tokens, rates.cache_write_1h_tokens, rates.cached_input_tokens)
+    read = rates.dearest_read
     if features.audio:
         read = max(read, rates.input_audio_tokens)
-    written = max(rates.output_tokens, rates.reasoning_tokens, rates.output_audio_tokens)
-    output = _written(model, episode, ceiling)
-    total = bound * read + output * written + features.searches * rates.web_searches
+    total = bound * read + _written(model, features, ceiling) * rates.dearest_written
+    if features.searches:
+        total += features.searches * rates.web_searches
     return -(-total // TOKENS_PER_PRICE) + rates.request_nano
 
 
 def worst_case_tokens(model: Model, episode: Episode, ceiling: int, added_tokens: int = 0) -> int:
     """The most that one call can read and write."""
-    return episode.features.input_bound_tokens + added_tokens + _written(model, episode, ceiling)
+    features = episode.features
+    return features.input_bound_tokens + added_tokens + _written(model, features, ceiling)
 
 
 def is_bounded(model: Model, episode: Episode, worst_case_nano: int) -> bool:
@@ -103,8 +96,7 @@ def ceiling_within(episode: Episode, tokens: int, added_tokens: int = 0) -> int:
     return (tokens - features.input_bound_tokens - added_tokens) // features.n - features.reasoning_tokens
 
 
-def _written(model: Model, episode: Episode, ceiling: int) -> int:
-    features = episode.features
+def _written(model: Model, features: Features, ceiling: int) -> int:
     return 0 if model.kind == "embedding" else (ceiling + features.reasoning_tokens) * features.n
 
 

@@ -276,15 +276,9 @@ class Attempt:
             self.books.overspent(what, excess, self.ledger.balances(self.payer, self.episode.hints))
 
 
-def told(reply: Reply) -> Usage | None:
-    """What the provider says was used, where it says all of it."""
-    usage = reply.usage
-    return usage if usage is not None and is_told(usage, wrote=bool(reply.output_text)) else None
-
-
 async def counted(attempt: Attempt, reply: Reply) -> Usage:
-    """What was used, where the provider says nothing, or nothing of what it read or wrote: our own count stands for
-    that. Nobody answers for nothing."""
+    """What was used, where the provider says nothing, or nothing of what it read or wrote (`is_told`): our own count
+    stands for that. Nobody answers for nothing."""
     said = reply.usage if reply.usage is not None else Usage()
     written = 0 if said.completion_tokens else attempt.written(await attempt.measured(reply.output_text))
     return msgspec.structs.replace(
@@ -295,7 +289,7 @@ async def counted(attempt: Attempt, reply: Reply) -> Usage:
     )
 
 
-def is_told(usage: Usage, *, wrote: bool) -> bool:
+def is_told(usage: Usage, *, wrote: object) -> bool:
     """Whether a provider's usage says what it read, and what it wrote where it wrote anything."""
     read = usage.input_tokens or usage.prompt_tokens  # the first of the sum is all that most replies have
     return read > 0 and (not wrote or (usage.output_tokens or usage.completion_tokens) > 0)
@@ -306,8 +300,8 @@ def reply_of(body: bytes, spoken: str, asked: Request | None, *, compared: bool)
     try:
         return wire.read_reply(spoken, body, asked, compared=compared)
     except Garbled as error:
-        told = error.usage if error.usage is not None and is_told(error.usage, wrote=True) else None
-        raise UpstreamError(error.kind, str(error), status=200, body=body, usage=told) from None
+        usage = error.usage if error.usage is not None and is_told(error.usage, wrote=True) else None
+        raise UpstreamError(error.kind, str(error), status=200, body=body, usage=usage) from None
 
 
 def failed_event(attempt: Attempt, error: UpstreamError, after_ms: int) -> Failed:
@@ -326,19 +320,18 @@ def failed_event(attempt: Attempt, error: UpstreamError, after_ms: int) -> Faile
     )
 
 
-def replied_event(
-    attempt: Attempt, reply: Reply, usage: Usage, paid: Paid, *, after_ms: int, latency_ms: int
-) -> Replied:
-    """The event of a whole reply that was paid."""
+def replied_event(attempt: Attempt, reply: Reply, usage: Usage, paid: Paid, *, started: float, began: float) -> Replied:
+    """The event of a whole reply that was paid: now, of a request that started and a call that began at these times."""
+    now = time.monotonic()
     return Replied(
         at=attempt.call.at,
         model=attempt.call.model,
-        after_ms=after_ms,
+        after_ms=round((now - started) * 1_000),
         usage=usage,
         cost_nano=paid.cost_nano,
         served=reply.served[:NAME_LETTERS],
         billed=paid.billed,
-        latency_ms=latency_ms,
+        latency_ms=round((now - began) * 1_000),
         facts=reply.facts,
     )
 
@@ -356,5 +349,5 @@ def outgoing_of(attempt: Attempt, provider: Provider, sent: Sent, *, stream: boo
     )
 
 
-def since_ms(started: float, now: float | None = None) -> int:
-    return round(((time.monotonic() if now is None else now) - started) * 1_000)
+def since_ms(started: float) -> int:
+    return round((time.monotonic() - started) * 1_000)

@@ -27,7 +27,6 @@ from tierwise.core.episode import (
     Denied,
     Episode,
     Event,
-    Failed,
     Refuse,
     Replied,
     Serve,
@@ -43,11 +42,11 @@ from tierwise.routing.attempts import (
     Attempt,
     counted,
     failed_event,
+    is_told,
     outgoing_of,
     replied_event,
     reply_of,
     since_ms,
-    told,
 )
 from tierwise.routing.books import Books
 from tierwise.routing.door import open_episode
@@ -218,7 +217,7 @@ class Router:
             trace.decisions.append(decision)
             match decision.step:
                 case Call() as call:
-                    outcome = await self._perform(trace, call, replies)
+                    outcome = self._unasked(trace, call) or await self._perform(trace, call, replies)
                     if isinstance(outcome, Streamed):
                         return outcome
                     trace.add(outcome)
@@ -258,76 +257,77 @@ class Router:
 
     # -------------------------------------------------------------------------------------------- one call
 
-    async def _perform(self, trace: Trace, call: Call, replies: dict[int, Reply]) -> Event | Streamed:
-        model = trace.snapshot.catalogue.models[call.model]
-        if call.again:
-            if not self.books.health.take_retry(model.provider):
-                denial = Denial(scope="retry_budget", code="retry_budget")
-                return _denied(trace, call, denial)
-        else:
-            self.books.health.first(model.provider)
-        if call.wait_ms:
-            await asyncio.sleep(call.wait_ms / 1_000)
+    def _unasked(self, trace: Trace, call: Call) -> Event | None:
+        """What comes of a call that needs nobody: its provider is not to be asked again, or the answer is known."""
+        provider = trace.snapshot.catalogue.models[call.model].provider
+        if not call.again:
+            self.books.health.first(provider)
+        elif not self.books.health.take_retry(provider):
+            return _denied(trace, call, Denial(scope="retry_budget", code="retry_budget"))
         if isinstance(call.about, Ask):
             answer = self._answers.get(cache_key(trace.episode, call.about))
             if answer:
                 return Told(
                     at=call.at,
-                    model=model.id,
+                    model=call.model,
                     after_ms=since_ms(trace.started),
                     topic=call.about.topic,
                     answer=answer,
                     cached=True,
                 )
+        return None
+
+    async def _perform(self, trace: Trace, call: Call, replies: dict[int, Reply]) -> Event | Streamed:
+        """Hold, ask, settle. Few levels below `handle`, for each is gone through again at every wait."""
+        if call.wait_ms:
+            await asyncio.sleep(call.wait_ms / 1_000)
         # Each call ends in one event, so the number of events numbers the calls, those that were denied as well.
         number = len(trace.episode.events) + 1
         attempt = Attempt(self.ledger, self.books, trace.snapshot, trace.episode, call, number, stepped=trace.stepped)
-        result: Event | Streamed | None = None
+        model, provider = attempt.model, trace.snapshot.catalogue.providers[attempt.model.provider]
+        serves, streams = isinstance(call.about, Serve), False
         try:
             denied = await attempt.hold()
             if denied is not None:
                 attempt.closed = True
                 return _denied(trace, call, denied)
             trace.attempts += 1
-            result = await self._ask(trace, attempt, replies)
-            return result
+            live = serves and trace.request.stream and call.final
+            sent = self._write(trace, call, model, provider, live, replies)
+            outgoing = outgoing_of(attempt, provider, sent, stream=live)
+            began = time.monotonic()
+            if serves:
+                trace.routed = model.id
+            try:
+                incoming = await self.upstream.send(outgoing)
+                attempt.dispatched = True
+                if live:
+                    # From here on the stream owns the reply, and once it has begun the attempt as well.
+                    streamed = Streamed(self.books, trace, attempt, incoming, sent, began)
+                    await streamed.begin()
+                    streams = True
+                    return streamed
+                try:
+                    body = await incoming.read()
+                    asked = trace.request if serves else None
+                    reply = reply_of(body, provider.wire, asked, compared=serves and not call.final)
+                finally:
+                    incoming.close()
+            except UpstreamError as error:
+                self.books.failed(model.id, error)
+                return failed_event(attempt, error, since_ms(trace.started))
+            self.books.health.answered(model.id)
+            if sent.lost:
+                trace.lose(sent.lost)
+            usage = reply.usage
+            if usage is None or not is_told(usage, wrote=reply.output_text):
+                usage = await counted(attempt, reply)
+            return self._replied(trace, attempt, reply, usage, began, replies)
         finally:
-            if not attempt.closed and not isinstance(result, Streamed):  # a stream settles for itself
+            if not attempt.closed and not streams:
                 trace.spend(attempt.abandon())
             if attempt.counted:
                 trace.stepped = True
-
-    async def _ask(self, trace: Trace, attempt: Attempt, replies: dict[int, Reply]) -> Event | Streamed:
-        call, model = attempt.call, attempt.model
-        provider = trace.snapshot.catalogue.providers[model.provider]
-        serves = isinstance(call.about, Serve)
-        live = trace.request.stream and call.final and serves
-        sent = self._write(trace, call, model, provider, live, replies)
-        outgoing = outgoing_of(attempt, provider, sent, stream=live)
-        began = time.monotonic()
-        if serves:
-            trace.routed = model.id
-        try:
-            incoming = await self.upstream.send(outgoing)
-            attempt.dispatched = True
-            if live:
-                # From here on the stream owns the reply and the attempt, also when it fails before its first byte.
-                streamed = Streamed(self.books, trace, attempt, incoming, sent, began)
-                await streamed.begin()
-                return streamed
-            try:
-                body = await incoming.read()
-                asked = trace.request if serves else None
-                reply = reply_of(body, provider.wire, asked, compared=serves and not call.final)
-            finally:
-                incoming.close()
-        except UpstreamError as error:
-            return self._failed(trace, attempt, error)
-        self.books.health.answered(model.id)
-        if sent.lost:
-            trace.lose(sent.lost)
-        usage = told(reply) or await counted(attempt, reply)
-        return self._replied(trace, attempt, reply, usage, began, replies)
 
     def _write(
         self, trace: Trace, call: Call, model: Model, provider: Provider, live: bool, replies: dict[int, Reply]
@@ -358,12 +358,10 @@ class Router:
         call = attempt.call
         if paid.billed != call.model:
             trace.note_served(attempt.model, reply.served, paid.billed)
-        now = time.monotonic()
-        after_ms = since_ms(trace.started, now)
         match call.about:
             case Serve():
                 replies[len(trace.episode.events)] = reply
-                return replied_event(attempt, reply, usage, paid, after_ms=after_ms, latency_ms=since_ms(began, now))
+                return replied_event(attempt, reply, usage, paid, started=trace.started, began=began)
             case Ask() as about:
                 answer = read_answer(reply.text, about.answers)
                 if answer:
@@ -374,7 +372,7 @@ class Router:
         return Told(
             at=call.at,
             model=call.model,
-            after_ms=after_ms,
+            after_ms=since_ms(trace.started),
             topic=topic,
             answer=answer,
             score=score,
@@ -382,10 +380,6 @@ class Router:
             usage=usage,
             cost_nano=paid.cost_nano,
         )
-
-    def _failed(self, trace: Trace, attempt: Attempt, error: UpstreamError) -> Failed:
-        self.books.failed(attempt.model.id, error)
-        return failed_event(attempt, error, since_ms(trace.started))
 
     # -------------------------------------------------------------------------------------------- the end
 

@@ -26,11 +26,11 @@ from tierwise.routing.attempts import (
     Attempt,
     counted,
     failed_event,
+    is_told,
     outgoing_of,
     replied_event,
     reply_of,
     since_ms,
-    told,
 )
 from tierwise.routing.helpers import question, read_score
 from tierwise.wire.contract import Reply, Sent, Shape
@@ -179,7 +179,9 @@ class _Story:
                 self._books.tally.failed(call.model, error.kind)
                 failed = failed_event(attempt, error, since_ms(trace.started))
                 return (failed if self._books.store_texts else msgspec.structs.replace(failed, message="")), None
-            usage = told(reply) or await counted(attempt, reply)
+            usage = reply.usage
+            if usage is None or not is_told(usage, wrote=reply.output_text):
+                usage = await counted(attempt, reply)
             paid = attempt.paid(usage, reply.served, reply.service, reply.output_text)
         except asyncio.CancelledError:
             cost = attempt.abandon()
@@ -188,12 +190,11 @@ class _Story:
             raise
         finally:
             attempt.abandon()
-        after_ms = since_ms(trace.started)
         if isinstance(call.about, Grade):
             grade = Told(
                 at=call.at,
                 model=call.model,
-                after_ms=after_ms,
+                after_ms=since_ms(trace.started),
                 topic="grade",
                 score=read_score(reply.text),
                 of=call.about.of,
@@ -201,8 +202,7 @@ class _Story:
                 cost_nano=paid.cost_nano,
             )
             return grade, None
-        replied = replied_event(attempt, reply, usage, paid, after_ms=after_ms, latency_ms=since_ms(began))
-        return replied, reply
+        return replied_event(attempt, reply, usage, paid, started=trace.started, began=began), reply
 
     def _written(self, call: Call, attempt: Attempt, shown: str) -> Sent:
         model, request = attempt.model, self._trace.request
