@@ -19,7 +19,6 @@ from tierwise.core.episode import (
     Candidate,
     Denied,
     Episode,
-    Event,
     Fact,
     Failed,
     Grade,
@@ -36,8 +35,7 @@ from tierwise.core.weigh import (
     affordable_tokens,
     ceiling_within,
     is_bounded,
-    worst_case_nano,
-    worst_case_tokens,
+    worst_case,
 )
 
 # A helper answers with a word or a number; reasoning models need a little room before it.
@@ -107,7 +105,7 @@ class Attempts:
         code: Literal["order", "price", "quality", "promise"],
     ) -> Result:
         """The reply that this path already has, else a call of the first candidate that can still be asked."""
-        tried: dict[str, Event] = {}  # the last of each model
+        tried: dict[str, Failed | Denied] = {}  # the last of each model
         mine = []
         for i, event in enumerate(self.episode.events):
             if event.at == at:
@@ -118,13 +116,14 @@ class Attempts:
         if self._exhausted(at, about):
             return Spent()
         for place, each in enumerate(ordered):
-            last = tried.get(each.model.id) if tried else None
-            if isinstance(last, Failed):
-                self.note(each, "passed_over", "failed", ("kind", last.kind), ("status", last.status))
-                continue
-            if isinstance(last, Denied) and last.denial.code in _NOT_HERE:
-                self.note(each, "passed_over", last.denial.code, ("scope", last.denial.scope))
-                continue
+            last = None
+            if tried and (last := tried.get(each.model.id)):
+                if isinstance(last, Failed):
+                    self.note(each, "passed_over", "failed", ("kind", last.kind), ("status", last.status))
+                    continue
+                if last.denial.code in _NOT_HERE:
+                    self.note(each, "passed_over", last.denial.code, ("scope", last.denial.scope))
+                    continue
             call = self.call(at, each, final, about, tried=last)
             if call is None:
                 continue
@@ -262,7 +261,7 @@ class Attempts:
         wanted = self._within_tokens(each, own, added) if self.episode.events else own
         if wanted < own and (not free or wanted < self._expected(each, own)):
             return None
-        worst = worst_case_nano(model, self.episode, wanted, added)
+        worst, tokens = worst_case(model, self.episode, wanted, added)
         limit = self._affordable(denied_only=not free)
         told = False
         if model.price is not None and limit is not None:
@@ -272,22 +271,19 @@ class Attempts:
             elif not free:
                 return None
             else:
-                tokens = min(affordable_tokens(model, self.episode, limit, added), wanted)
+                within = min(affordable_tokens(model, self.episode, limit, added), wanted)
                 # What was left at the door is no refusal: only the ledger knows whose limit it is and if waiting helps.
-                if tokens < min(self._expected(each, own), wanted):
+                if within < min(self._expected(each, own), wanted):
                     known = self._affordable(denied_only=True)
                     if known is not None and worst > known:
                         return None
                 else:
-                    wanted, told = tokens, True
-                    worst = worst_case_nano(model, self.episode, wanted, added)
-        tokens = worst_case_tokens(model, self.episode, wanted, added)
+                    wanted, told = within, True
+                    worst, tokens = worst_case(model, self.episode, wanted, added)
         return (wanted if told or wanted < own else None), worst, tokens
 
     def _helper_ceiling(self, each: Weighed, about: Ask | Grade) -> tuple[None, int, int] | None:
-        shown = self._helper_episode(about)
-        worst = worst_case_nano(each.model, shown, HELPER_TOKENS)
-        tokens = worst_case_tokens(each.model, shown, HELPER_TOKENS)
+        worst, tokens = worst_case(each.model, self._helper_episode(about), HELPER_TOKENS)
         limit = self._affordable(denied_only=True)
         return None if limit is not None and worst > limit else (None, worst, tokens)
 
@@ -302,7 +298,7 @@ class Attempts:
             for denial in self._told_no()
             if denial.code == "token_limit" and denial.limit is not None
         ]
-        if not left or worst_case_tokens(each.model, self.episode, ceiling, added) <= left[-1]:
+        if not left or worst_case(each.model, self.episode, ceiling, added)[1] <= left[-1]:
             return ceiling
         return max(0, min(ceiling, ceiling_within(self.episode, left[-1], added)))
 
@@ -313,10 +309,11 @@ class Attempts:
 
     def _affordable(self, *, denied_only: bool) -> int | None:
         """What a hold can be, as far as we know; None when nothing limits it. The ledger has the last word."""
-        episode, limits = self.episode, []
-        if episode.events:
-            limits = [denial.affordable_nano for denial in self._told_no() if denial.code in _MONEY][-1:]
+        episode = self.episode
         most, left = episode.hints.max_cost_nano, episode.money.left_nano
+        if most is None and not episode.events:
+            return None if denied_only else left
+        limits = [denial.affordable_nano for denial in self._told_no() if denial.code in _MONEY][-1:]
         if most is not None:
             limits.append(most - sum(getattr(event, "cost_nano", 0) or 0 for event in episode.events))
         if left is not None and not denied_only:

@@ -46,6 +46,7 @@ from tierwise.core.weigh import Weighed, baseline_nano, weigh
 from tierwise.core.wishes import wishes
 
 Pool = tuple[Model, ...]
+_PRICE = attrgetter("price_nano")
 
 
 def decide(snapshot: Snapshot, episode: Episode) -> Decision:
@@ -172,16 +173,17 @@ class _Walk:
         if plan.promise:
             return self.promised(plan, plan.promise, frame)
         ordered = self.weighed(plan.best, frame)
-        floored = [each for each in ordered if each.quality.mid >= plan.floor]
-        if len(floored) < len(ordered):
-            if not floored:
+        if plan.floor:  # else nobody is below it
+            floored = tuple([each for each in ordered if each.quality.mid >= plan.floor])
+            if ordered and not floored:
                 self.reason(frame.at, "floor_unreachable", ("floor", plan.floor))
                 ordered = tuple(sorted(ordered, key=lambda each: -each.quality.mid))
                 return self.attempts.first(frame.at, ordered, frame.final, frame.about, code="quality")
             for each in ordered:
                 if each.quality.mid < plan.floor:
                     self.attempts.note(each, "passed_over", "below_floor", ("floor", plan.floor))
-        ordered = tuple(sorted(floored, key=attrgetter("price_nano")))
+            ordered = floored
+        ordered = tuple(sorted(ordered, key=_PRICE))
         return self.attempts.first(frame.at, ordered, frame.final, frame.about, code="price")
 
     def promised(self, plan: Best, name: str, frame: _Frame) -> Result:
@@ -441,7 +443,7 @@ class _Walk:
         weighed = weigh(self.snapshot, self.episode, models, self.policy.amounts)
         if not isinstance(frame.about, Serve) or not weighed:
             return weighed
-        for wish in wishes(weighed, self.episode.hints, self.episode.elapsed_ms):
+        for wish in wishes(weighed, self.episode):
             if wish.unreachable:
                 self.reason(frame.at, f"{wish.name}_unreachable", (wish.name, wish.asked))
             for each in wish.others:

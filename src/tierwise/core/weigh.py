@@ -12,7 +12,6 @@ from tierwise.core.episode import Episode, Range
 from tierwise.core.estimate import estimate_all
 from tierwise.core.money import TOKENS_PER_PRICE, Service, Usage, cost_nano
 from tierwise.core.policy import Amounts
-from tierwise.core.request import Features
 from tierwise.core.snapshot import Snapshot
 
 
@@ -61,27 +60,27 @@ def expected_nano(model: Model, episode: Episode, output_tokens: int, input_toke
 
 
 def worst_case_nano(model: Model, episode: Episode, ceiling: int, added_tokens: int = 0) -> int:
-    """The most that one call can be billed: every byte a token, every token at its dearest reachable rate, every reply
-    as long as the ceiling. `added_tokens`: what we put into the prompt ourselves. 0 for an unpriced model, which only a
-    policy that allows it can reach."""
+    """The money of `worst_case` alone."""
+    return worst_case(model, episode, ceiling, added_tokens)[0]
+
+
+def worst_case(model: Model, episode: Episode, ceiling: int, added_tokens: int = 0) -> tuple[int, int]:
+    """(the most that one call can be billed, the most tokens that it can read and write): every byte a token, every
+    token at its dearest reachable rate, every reply as long as the ceiling. `added_tokens`: what we put into the prompt
+    ourselves. An unpriced model, which only a policy that allows it can reach, is billed 0."""
     price, features = model.price, episode.features
-    if price is None:
-        return 0
     bound = features.input_bound_tokens + added_tokens
+    written = 0 if model.kind == "embedding" else (ceiling + features.reasoning_tokens) * features.n
+    if price is None:
+        return 0, bound + written
     rates = price.only or price.dearest(episode.at_s, bound, episode.service)
     read = rates.dearest_read
     if features.audio:
         read = max(read, rates.input_audio_tokens)
-    total = bound * read + _written(model, features, ceiling) * rates.dearest_written
+    total = bound * read + written * rates.dearest_written
     if features.searches:
         total += features.searches * rates.web_searches
-    return -(-total // TOKENS_PER_PRICE) + rates.request_nano
-
-
-def worst_case_tokens(model: Model, episode: Episode, ceiling: int, added_tokens: int = 0) -> int:
-    """The most that one call can read and write."""
-    features = episode.features
-    return features.input_bound_tokens + added_tokens + _written(model, features, ceiling)
+    return -(-total // TOKENS_PER_PRICE) + rates.request_nano, bound + written
 
 
 def is_bounded(model: Model, episode: Episode, worst_case_nano: int) -> bool:
@@ -94,10 +93,6 @@ def ceiling_within(episode: Episode, tokens: int, added_tokens: int = 0) -> int:
     """The highest ceiling with which a call reads and writes no more than these tokens; below 1 when there is none."""
     features = episode.features
     return (tokens - features.input_bound_tokens - added_tokens) // features.n - features.reasoning_tokens
-
-
-def _written(model: Model, features: Features, ceiling: int) -> int:
-    return 0 if model.kind == "embedding" else (ceiling + features.reasoning_tokens) * features.n
 
 
 def affordable_tokens(model: Model, episode: Episode, amount_nano: int, added_tokens: int = 0) -> int:

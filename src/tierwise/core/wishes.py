@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import msgspec
 
-from tierwise.core.request import Hints
+from tierwise.core.episode import Episode
 from tierwise.core.weigh import Weighed
 
 
@@ -20,9 +20,9 @@ class Wish(msgspec.Struct, frozen=True):
     unreachable: bool
 
 
-def wishes(weighed: tuple[Weighed, ...], hints: Hints, elapsed_ms: int) -> list[Wish]:
+def wishes(weighed: tuple[Weighed, ...], episode: Episode) -> list[Wish]:
     """Each wish in turn, of those who met the ones before it."""
-    found = []
+    hints, found = episode.hints, []
     if hints.min_quality is not None:
         values = [each.quality.mid for each in weighed]
         found.append(
@@ -30,7 +30,7 @@ def wishes(weighed: tuple[Weighed, ...], hints: Hints, elapsed_ms: int) -> list[
         )
         weighed = found[-1].kept
     if hints.max_latency_ms is not None:
-        left = hints.max_latency_ms - elapsed_ms
+        left = hints.max_latency_ms - episode.elapsed_ms
         values = [-float(each.latency_ms) for each in weighed]
         found.append(_met(weighed, "max_latency_ms", "too_slow", left, values, least=-left))
     return found
