@@ -127,5 +127,5 @@ def _simulated(setup: Setup) -> Upstream:
     from tierwise.providers.simulated import SimulatedUpstream
 
     catalogue = setup.snapshot.catalogue
-    rows = [model for model in catalogue.models.values() if catalogue.providers[model.provider].wire == "simulated"]
+    rows = [model for model in catalogue.models.values() if model.id in catalogue.simulated]
     return SimulatedUpstream(tuple(rows))

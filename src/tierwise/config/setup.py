@@ -113,7 +113,7 @@ async def load(
             *parts.start_notes(catalogue, server, not keys and not registered),
         ),
         source=source,
-        simulated=any(catalogue.providers[model.provider].wire == "simulated" for model in catalogue.models.values()),
+        simulated=bool(catalogue.simulated),
     )
 
 

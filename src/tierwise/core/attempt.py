@@ -80,6 +80,8 @@ Result = Need | Got | Spent
 class Attempts:
     """The attempts of one walk. `candidates` and `reasons` are the walk's own notes."""
 
+    explored = False  # whether what is being looked for is exploration's choice
+
     def __init__(
         self,
         snapshot: Snapshot,
@@ -93,7 +95,6 @@ class Attempts:
         self.episode = episode
         self.candidates = candidates
         self.reasons = reasons
-        self.explored = False  # whether what is being looked for is exploration's choice
 
     def first(
         self,
@@ -186,7 +187,14 @@ class Attempts:
         return sum(event.kind == "rejected" for event in failed) >= REJECTIONS
 
     def call(
-        self, at: str, each: Weighed, final: bool, about: About, *, tried: object = None, wait_ms: int = 0
+        self,
+        at: str,
+        each: Weighed,
+        final: bool,
+        about: About,
+        *,
+        tried: Failed | Denied | None = None,
+        wait_ms: int = 0,
     ) -> Call | None:
         """The call of this candidate, or None, with a note, when it cannot be paid for."""
         found = self._ceiling(each, about)
@@ -253,25 +261,25 @@ class Attempts:
         """
         if not isinstance(about, Serve):
             return self._helper_ceiling(each, about)
-        features = self.episode.features
-        model = each.model
-        own = features.max_tokens if features.max_tokens is not None else model.max_output_tokens
+        model, episode = each.model, self.episode
+        asked = episode.features.max_tokens
+        own = asked if asked is not None else model.max_output_tokens
         added = self._drafts_bound(about) if about.drafts else 0
-        free = model.kind != "embedding" and (features.max_tokens is None or self.policy.clamp)
-        wanted = self._within_tokens(each, own, added) if self.episode.events else own
+        free = model.kind != "embedding" and (asked is None or self.policy.clamp)
+        wanted = self._within_tokens(each, own, added) if episode.events else own
         if wanted < own and (not free or wanted < self._expected(each, own)):
             return None
-        worst, tokens = worst_case(model, self.episode, wanted, added)
+        worst, tokens = worst_case(model, episode, wanted, added)
         limit = self._affordable(denied_only=not free)
         told = False
         if model.price is not None and limit is not None:
             if worst <= limit:
                 # Where money is counted, the ceiling that was held is the one that the provider is told.
-                told = features.max_tokens is None and model.kind != "embedding"
+                told = free and asked is None
             elif not free:
                 return None
             else:
-                within = min(affordable_tokens(model, self.episode, limit, added), wanted)
+                within = min(affordable_tokens(model, episode, limit, added), wanted)
                 # What was left at the door is no refusal: only the ledger knows whose limit it is and if waiting helps.
                 if within < min(self._expected(each, own), wanted):
                     known = self._affordable(denied_only=True)
@@ -279,7 +287,7 @@ class Attempts:
                         return None
                 else:
                     wanted, told = within, True
-                    worst, tokens = worst_case(model, self.episode, wanted, added)
+                    worst, tokens = worst_case(model, episode, wanted, added)
         return (wanted if told or wanted < own else None), worst, tokens
 
     def _helper_ceiling(self, each: Weighed, about: Ask | Grade) -> tuple[None, int, int] | None:

@@ -78,6 +78,16 @@ class Catalogue(msgspec.Struct, frozen=True, kw_only=True, dict=True):
         return self.unpriced == "refuse" and any(model.price is None for model in self.models.values())
 
     @functools.cached_property
+    def baseline_for(self) -> dict[Kind, Model]:
+        """The baseline, by the kind of request that it can answer; empty where it is not among the models."""
+        return {model.kind: model for model in self.models.values() if model.id == self.baseline}
+
+    @functools.cached_property
+    def simulated(self) -> frozenset[str]:
+        """The models that are only played, by id."""
+        return frozenset(each.id for each in self.models.values() if self.providers[each.provider].wire == "simulated")
+
+    @functools.cached_property
     def by_name(self) -> dict[tuple[str, str], Model]:
         """By provider and bare name; of equals the first."""
         return {(model.provider, bare(model.name)): model for model in reversed(self.models.values())}

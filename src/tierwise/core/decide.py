@@ -71,6 +71,9 @@ class _Frame(msgspec.Struct, frozen=True):
 class _Walk:
     """One walk through the plans. Its lists live as long as one question."""
 
+    odds: tuple[tuple[str, float], ...] = ()
+    due: Due | None = None  # a shadow, should the story end well
+
     def __init__(self, snapshot: Snapshot, episode: Episode) -> None:
         self.snapshot = snapshot
         self.episode = episode
@@ -78,8 +81,6 @@ class _Walk:
         self.draw = episode.draw
         self.reasons: list[Reason] = reasons(episode.money)
         self.candidates: dict[str, Candidate] = {}
-        self.odds: tuple[tuple[str, float], ...] = ()
-        self.due: Due | None = None  # a shadow, should the story end well
         self.attempts = Attempts(snapshot, self.policy, episode, self.candidates, self.reasons)
 
     def reason(self, at: str, code: str, *facts: tuple[str, Fact]) -> None:

@@ -112,8 +112,8 @@ def affordable_tokens(model: Model, episode: Episode, amount_nano: int, added_to
 
 def baseline_nano(snapshot: Snapshot, episode: Episode) -> int | None:
     """What the request is expected to cost on the baseline model."""
-    model = snapshot.catalogue.models.get(snapshot.catalogue.baseline)
-    if model is None or model.kind != episode.kind:
+    model = snapshot.catalogue.baseline_for.get(episode.kind)
+    if model is None:
         return None
     (found,) = estimate_all(snapshot.estimator, episode.features, (model,), episode.workload)
     return expected_nano(model, episode, found.output_tokens)

@@ -64,11 +64,8 @@ class Trace:
 
     def baseline(self, usage: Usage) -> int | None:
         """What the same tokens would have cost on the baseline model."""
-        catalogue = self.snapshot.catalogue
-        model = catalogue.models.get(catalogue.baseline)
-        if model is None or model.kind != self.episode.kind:
-            return None
-        return charged_nano(model, self.episode, usage)
+        model = self.snapshot.catalogue.baseline_for.get(self.episode.kind)
+        return None if model is None else charged_nano(model, self.episode, usage)
 
     def bill(self, paid: Paid | None) -> Bill:
         """What the reply says of the money; `paid` is the attempt that is just ending."""
@@ -94,10 +91,9 @@ class Trace:
         """The reason code that decided the model."""
         for decision in reversed(self.decisions):
             for reason in reversed(decision.reasons):
-                code = reason.code
-                if code not in ("ceiling_set", "kept"):
+                if reason.code not in ("ceiling_set", "kept"):
                     by = dict(reason.facts).get("by")
-                    return f"{code}:{by}" if by else code
+                    return f"{reason.code}:{by}" if by else reason.code
         return ""
 
     @property
@@ -131,9 +127,7 @@ class Trace:
         )
 
     def simulated(self) -> bool:
-        catalogue = self.snapshot.catalogue
-        model = catalogue.models.get(self.routed)
-        return model is not None and catalogue.providers[model.provider].wire == "simulated"
+        return self.routed in self.snapshot.catalogue.simulated
 
 
 def tightest_of(balances: tuple[Balance, ...]) -> tuple[int, Balance] | None:
