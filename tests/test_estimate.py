@@ -18,7 +18,7 @@ from tierwise.core.estimate import (
     THINKING_USED,
     BuiltIn,
     Estimate,
-    _learned,
+    _one,
     _visible_tokens,
     estimate,
     estimate_all,
@@ -381,7 +381,7 @@ def test_length_and_time_are_what_the_formulas_say(features: Features, any_model
     rate = max(SLOWEST, any_model.tokens_per_second)
     latency = math.ceil(any_model.first_token_ms + 1_000.0 * (each + PREFILL_PER_TOKEN * features.input_tokens) / rate)
     score = Score(low=0.0, mid=0.5, high=1.0, output_tokens=learned, latency_ms=None)
-    found = _learned(view, any_model, score if learned is not None else None)
+    found = _one(view, any_model, score if learned is not None else None)
     assert (found.output_tokens, found.latency_ms) == (each * features.n, latency)
 
 

@@ -120,14 +120,8 @@ def estimate_all(
     view = outlook(features)
     if isinstance(estimator, Trained):
         known = heads(estimator).scores(features, workload)
-        return tuple([_learned(view, model, known.get(model.id)) for model in models])
+        return tuple([_one(view, model, known.get(model.id)) for model in models])
     return tuple([_one(view, model) for model in models])
-
-
-def _learned(view: Outlook, model: Model, score: Score | None) -> Estimate:
-    if score is None or model.kind == "embedding":
-        return _one(view, model)
-    return _expected(view, model, Range(score.low, score.mid, score.high), score.output_tokens, score.latency_ms)
 
 
 def outlook(features: Features) -> Outlook:
@@ -192,31 +186,30 @@ def _visible_tokens(features: Features, weights: TaskWeights) -> float:
     return tokens
 
 
-def _one(view: Outlook, model: Model) -> Estimate:
-    strength = model.skill
-    for task, skill in model.skills:
-        if task == view.task:
-            strength = skill
-    margin, doubt = strength - view.difficulty, view.doubt
-    low, high = margin - doubt, margin + doubt
-    # Written out three times, for every candidate of every request comes by here.
-    quality = Range(
-        CEILING / (1.0 + exp(-STEEPNESS * low)) if low >= LEAST_MARGIN else 0.0,
-        CEILING / (1.0 + exp(-STEEPNESS * margin)) if margin >= LEAST_MARGIN else 0.0,
-        CEILING / (1.0 + exp(-STEEPNESS * high)) if high >= LEAST_MARGIN else 0.0,
-    )
-    return _expected(view, model, quality)
-
-
-def _expected(
-    view: Outlook, model: Model, quality: Range, tokens: int | None = None, latency_ms: int | None = None
-) -> Estimate:
-    """With the length of one answer, its thoughts included, and the time, where training did not say them."""
+def _one(view: Outlook, model: Model, score: Score | None = None) -> Estimate:
+    """What training says of it in `score`, where it says so; the rest is reasoned."""
+    tokens = latency_ms = None
+    if score is not None and model.kind != "embedding":
+        quality = Range(score.low, score.mid, score.high)
+        tokens, latency_ms = score.output_tokens, score.latency_ms
+    else:
+        strength = model.skill
+        for task, skill in model.skills:
+            if task == view.task:
+                strength = skill
+        margin, doubt = strength - view.difficulty, view.doubt
+        low, high = margin - doubt, margin + doubt
+        # Written out three times, for every candidate of every request comes by here.
+        quality = Range(
+            CEILING / (1.0 + exp(-STEEPNESS * low)) if low >= LEAST_MARGIN else 0.0,
+            CEILING / (1.0 + exp(-STEEPNESS * margin)) if margin >= LEAST_MARGIN else 0.0,
+            CEILING / (1.0 + exp(-STEEPNESS * high)) if high >= LEAST_MARGIN else 0.0,
+        )
     replies = view.replies
     if view.task == "embedding" or model.kind == "embedding":
         tokens = 0
     else:
-        if tokens is None:
+        if tokens is None:  # of one answer, its thoughts included
             tokens = view.thinking_tokens if "reasoning" in model.abilities else view.tokens
         most, asked = model.max_output_tokens, view.most_tokens
         if asked is not None and asked < most:
