@@ -139,12 +139,12 @@ class _Walk:
         plan = self.policy.plans.get(name)
         frame = frame.down(name)
         match plan:
-            case None:
-                return self.use((name,), frame)
             case Best():
                 return self.best(plan, frame)
             case Keep():
                 return self.keep(plan, frame)
+            case None:
+                return self.use((name,), frame)
             case Use(use=names):
                 return self.use(names, frame)
             case Rules():
@@ -157,14 +157,13 @@ class _Walk:
                 return self.explore(plan, frame)
 
     def keep(self, plan: Keep, frame: _Frame) -> Result:
-        pool = frame.pool
-        out = screened(pool, plan.keep, self.episode)
+        out = screened(frame.pool, plan.keep, self.episode)
         if out:
             for name, code in out.items():
                 self.drop(name, code)
-            pool = tuple([model for model in pool if model.id not in out])
-        self.reason(frame.at, "kept", ("models", len(pool)), ("dropped", len(frame.pool) - len(pool)))
-        return self.reference(plan.then, frame if pool is frame.pool else msgspec.structs.replace(frame, pool=pool))
+            frame = msgspec.structs.replace(frame, pool=tuple([each for each in frame.pool if each.id not in out]))
+        self.reason(frame.at, "kept", ("models", len(frame.pool)), ("dropped", len(out)))
+        return self.reference(plan.then, frame)
 
     def use(self, names: tuple[str, ...], frame: _Frame) -> Result:
         ordered = self.weighed(names, frame)

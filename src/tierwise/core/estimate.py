@@ -67,7 +67,7 @@ TASK_WEIGHTS: dict[Task, TaskWeights] = {
 # they could, the hardest requests would go to the cheapest model because no model could do them.
 HARD, HARDER = 0.60, 0.18
 STEEPNESS = 10.0  # a tenth of strength more is worth up to 24 points of quality: tiers must differ to be worth a choice
-LEAST_MARGIN = -4.0  # below it exp() has nothing to say, and one day overflows
+MOST_SHORT = 4.0  # of the difficulty; beyond it exp() has nothing to say, and one day overflows
 CEILING = 0.985  # nobody is adequate always: misread requests, refusals, moods
 IMAGE_DIFFICULTY = 0.08  # seeing and reading besides answering
 FOREIGN_DIFFICULTY = 0.05  # other than the European languages that models are trained on most
@@ -197,13 +197,13 @@ def _one(view: Outlook, model: Model, score: Score | None = None) -> Estimate:
         for task, skill in model.skills:
             if task == view.task:
                 strength = skill
-        margin, doubt = strength - view.difficulty, view.doubt
-        low, high = margin - doubt, margin + doubt
+        short, doubt = view.difficulty - strength, view.doubt
+        most, least = short + doubt, short - doubt
         # Written out three times, for every candidate of every request comes by here.
         quality = Range(
-            CEILING / (1.0 + exp(-STEEPNESS * low)) if low >= LEAST_MARGIN else 0.0,
-            CEILING / (1.0 + exp(-STEEPNESS * margin)) if margin >= LEAST_MARGIN else 0.0,
-            CEILING / (1.0 + exp(-STEEPNESS * high)) if high >= LEAST_MARGIN else 0.0,
+            CEILING / (1.0 + exp(STEEPNESS * most)) if most <= MOST_SHORT else 0.0,
+            CEILING / (1.0 + exp(STEEPNESS * short)) if short <= MOST_SHORT else 0.0,
+            CEILING / (1.0 + exp(STEEPNESS * least)) if least <= MOST_SHORT else 0.0,
         )
     replies = view.replies
     if view.task == "embedding" or model.kind == "embedding":
@@ -211,11 +211,11 @@ def _one(view: Outlook, model: Model, score: Score | None = None) -> Estimate:
     else:
         if tokens is None:  # of one answer, its thoughts included
             tokens = view.thinking_tokens if "reasoning" in model.abilities else view.tokens
-        most, asked = model.max_output_tokens, view.most_tokens
-        if asked is not None and asked < most:
-            most = asked
-        if tokens > most:
-            tokens = most
+        ceiling, asked = model.max_output_tokens, view.most_tokens
+        if asked is not None and asked < ceiling:
+            ceiling = asked
+        if tokens > ceiling:
+            tokens = ceiling
         tokens = tokens * replies if tokens > 1 else replies
     if latency_ms is None:
         rate = model.tokens_per_second

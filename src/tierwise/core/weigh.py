@@ -33,12 +33,12 @@ def weigh(snapshot: Snapshot, episode: Episode, models: tuple[Model, ...], amoun
     that are expected to be equally good, the one that we know better weighs less."""
     miss = amounts.miss_nano(episode.criticality)
     second = amounts.second_nano(episode.latency)
-    factor, caution = episode.money.value, amounts.caution
-    found = []
-    estimates = estimate_all(snapshot.estimator, episode.features, models, episode.workload)
+    factor, caution, features = episode.money.value, amounts.caution, episode.features
+    found, read = [], features.input_tokens
+    estimates = estimate_all(snapshot.estimator, features, models, episode.workload)
     for model, estimate in zip(models, estimates, strict=True):
         quality, tokens, latency = estimate.quality, estimate.output_tokens, estimate.latency_ms
-        cost = expected_nano(model, episode, tokens)
+        cost = expected_nano(model, episode, read, tokens)
         counted = cost if cost is not None else _dearest_nano(snapshot, episode, tokens)
         middle = quality.mid
         careful = middle - caution * (middle - quality.low)
@@ -48,14 +48,13 @@ def weigh(snapshot: Snapshot, episode: Episode, models: tuple[Model, ...], amoun
     return tuple(found)
 
 
-def expected_nano(model: Model, episode: Episode, output_tokens: int, input_tokens: int | None = None) -> int | None:
-    """What the request is expected to cost on this model; None when it is unpriced. `input_tokens`: by a better count
-    than the request's features have."""
-    price, tokens = model.price, episode.features.input_tokens if input_tokens is None else input_tokens
+def expected_nano(model: Model, episode: Episode, input_tokens: int, output_tokens: int) -> int | None:
+    """What the request is expected to cost on this model, for so many tokens; None when it is unpriced."""
+    price = model.price
     if price is None:
         return None
-    rates = price.only or price.rates(episode.at_s, tokens, episode.service)
-    total = tokens * rates.input_tokens + output_tokens * rates.output_tokens
+    rates = price.only or price.rates(episode.at_s, input_tokens, episode.service)
+    total = input_tokens * rates.input_tokens + output_tokens * rates.output_tokens
     return -(-total // TOKENS_PER_PRICE) + rates.request_nano
 
 
@@ -116,7 +115,7 @@ def baseline_nano(snapshot: Snapshot, episode: Episode) -> int | None:
     if model is None:
         return None
     (found,) = estimate_all(snapshot.estimator, episode.features, (model,), episode.workload)
-    return expected_nano(model, episode, found.output_tokens)
+    return expected_nano(model, episode, episode.features.input_tokens, found.output_tokens)
 
 
 # What stands before the end says nothing, and no name is as long. In a name without end the search for a version would
@@ -160,5 +159,6 @@ def charged_nano(model: Model, episode: Episode, usage: Usage, service: Service 
 
 def _dearest_nano(snapshot: Snapshot, episode: Episode, output_tokens: int) -> int:
     """An unpriced model weighs as much as the dearest of the catalogue: what is unknown is never a bargain."""
-    known = (expected_nano(model, episode, output_tokens) for model in snapshot.catalogue.models.values())
+    read = episode.features.input_tokens
+    known = (expected_nano(model, episode, read, output_tokens) for model in snapshot.catalogue.models.values())
     return max((cost for cost in known if cost is not None), default=0)

@@ -128,7 +128,7 @@ class Attempt:
         """Sets the money aside. Of an attempt that is denied nothing is left to settle: it is closed."""
         episode, call = self.episode, self.call
         hints = episode.hints
-        self.least_nano = expected_nano(self.model, episode, 0, self.expected_input) or 0
+        self.least_nano = expected_nano(self.model, episode, self.expected_input, 0) or 0
         return self.ledger.hold(
             Hold(
                 id=self.id,

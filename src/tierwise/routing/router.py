@@ -223,7 +223,7 @@ class Router:
                     trace.add(outcome)
                     if call.final and isinstance(outcome, Replied):
                         # Final means: delivered whatever it is. There is nothing left to decide.
-                        return self._deliver(trace, replies[len(trace.episode.events) - 1], outcome)
+                        return self._deliver(trace, replies.popitem()[1], outcome)
                 case Answer(event=event):
                     chosen = trace.episode.events[event]
                     assert isinstance(chosen, Replied)  # noqa: S101  # `decide` answers with replies only

@@ -133,7 +133,7 @@ def _choice(snapshot: Snapshot, episode: Episode, judge: Snapshot) -> Choice:
     known = snapshot.catalogue.models[model]
     (estimate,) = estimate_all(judge.estimator, episode.features, (known,), episode.workload)
     quality = estimate.quality
-    cost = expected_nano(known, asked, estimate.output_tokens) or 0
+    cost = expected_nano(known, asked, asked.features.input_tokens, estimate.output_tokens) or 0
     return Choice(model, cost, quality.mid, (quality.high - quality.low) / 2)
 
 
