@@ -71,9 +71,6 @@ class _Frame(msgspec.Struct, frozen=True):
 class _Walk:
     """One walk through the plans. Its lists live as long as one question."""
 
-    odds: tuple[tuple[str, float], ...] = ()
-    due: Due | None = None  # a shadow, should the story end well
-
     def __init__(self, snapshot: Snapshot, episode: Episode) -> None:
         self.snapshot = snapshot
         self.episode = episode
@@ -81,6 +78,8 @@ class _Walk:
         self.draw = episode.draw
         self.reasons: list[Reason] = reasons(episode.money)
         self.candidates: dict[str, Candidate] = {}
+        self.odds: tuple[tuple[str, float], ...] = ()
+        self.due: Due | None = None  # a shadow, should the story end well
         self.attempts = Attempts(snapshot, self.policy, episode, self.candidates, self.reasons)
 
     def reason(self, at: str, code: str, *facts: tuple[str, Fact]) -> None:
@@ -136,8 +135,7 @@ class _Walk:
 
     def reference(self, name: str, frame: _Frame) -> Result:
         """A name that a plan refers to: a plan, else a tier or a model."""
-        plan = self.policy.plans.get(name)
-        frame = frame.down(name)
+        plan, frame = self.policy.plans.get(name), frame.down(name)
         match plan:
             case Best():
                 return self.best(plan, frame)
