@@ -41,6 +41,8 @@ class TaskWeights(msgspec.Struct, frozen=True):
     slope: float
     tokens: int
     more_tokens: int
+    share: float = 0.0  # of the prompt's tokens, of which so many count at most, that come back in the answer
+    of_tokens: int = 0
 
 
 # A difficulty equal to a model's skill means an even chance. Below zero every model of today is at home: small talk,
@@ -50,12 +52,12 @@ class TaskWeights(msgspec.Struct, frozen=True):
 # magnitude: a label, a paragraph, a page.
 TASK_WEIGHTS: dict[Task, TaskWeights] = {
     "greeting": TaskWeights(-0.60, 0.20, 25, 50),
-    "extraction": TaskWeights(-0.44, 0.95, 60, 400),
+    "extraction": TaskWeights(-0.44, 0.95, 60, 400, 0.05, 8_000),
     "classification": TaskWeights(-0.50, 0.90, 20, 80),
     "moderation": TaskWeights(-0.42, 0.85, 20, 80),
     "embedding": TaskWeights(-0.60, 0.00, 0, 0),
-    "translation": TaskWeights(-0.02, 0.60, 60, 200),
-    "summarisation": TaskWeights(0.00, 0.70, 160, 400),
+    "translation": TaskWeights(-0.02, 0.60, 60, 200, 0.8, 4_000),
+    "summarisation": TaskWeights(0.00, 0.70, 160, 400, 0.03, 20_000),
     "other": TaskWeights(0.10, 0.90, 170, 500),
     "creative": TaskWeights(0.10, 0.65, 300, 600),
     "tool_use": TaskWeights(0.22, 0.80, 120, 300),
@@ -169,14 +171,9 @@ def outlook(features: Features) -> Outlook:
 
 def _visible_tokens(features: Features, weights: TaskWeights) -> float:
     """Of one answer, before any ceiling."""
-    task, wanted = features.task, features.wanted_tokens
-    tokens = weights.tokens + weights.more_tokens * features.complexity
-    if task == "translation":
-        tokens += 0.8 * min(features.input_tokens, 4_000)  # the text comes back in another language
-    elif task == "extraction":
-        tokens += 0.05 * min(features.input_tokens, 8_000)
-    elif task == "summarisation":
-        tokens += 0.03 * min(features.input_tokens, 20_000)
+    tokens, wanted = weights.tokens + weights.more_tokens * features.complexity, features.wanted_tokens
+    if weights.share:
+        tokens += weights.share * min(features.input_tokens, weights.of_tokens)
     if wanted > tokens:
         tokens = wanted
     if features.forced_tool:

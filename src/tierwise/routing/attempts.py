@@ -192,7 +192,8 @@ class Attempt:
         """Of plain text only: what a picture or a file counts is no matter of tokenizers, nor is what nobody was
         shown of a model's thoughts."""
         features, ratios, language = self.episode.features, self.books.ratios, self.language
-        if isinstance(self.call.about, Serve) and not self.call.about.drafts:
+        about = self.call.about
+        if isinstance(about, Serve) and not about.drafts:
             if not (features.images or features.audio or features.documents or features.references):
                 ratios.learn(self.model.id, language, features.input_tokens, usage.prompt_tokens)
         tokens, hidden = usage.output_tokens, usage.reasoning_tokens + usage.output_audio_tokens

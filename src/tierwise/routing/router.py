@@ -284,7 +284,8 @@ class Router:
         # Each call ends in one event, so the number of events numbers the calls, those that were denied as well.
         number = len(trace.episode.events) + 1
         attempt = Attempt(self.ledger, self.books, trace.snapshot, trace.episode, call, number, stepped=trace.stepped)
-        model, provider = attempt.model, trace.snapshot.catalogue.providers[attempt.model.provider]
+        model = attempt.model
+        provider = trace.snapshot.catalogue.providers[model.provider]
         serves, streams = isinstance(call.about, Serve), False
         try:
             denied = await attempt.hold()
