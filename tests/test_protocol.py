@@ -227,10 +227,9 @@ async def test_a_streams_head_in_one_step_is_the_head_that_is_sent(
 def test_what_a_header_must_not_hold_is_left_to_those_who_refuse_it() -> None:
     """The bytes that may stand in a value are those that the server's own way of sending lets pass."""
     assert {each for each in range(256) if each not in protocol._FINE} == {*range(9), *range(10, 32), 127}
-    cycle = type("Cycle", (), {"flow": type("Flow", (), {"write_paused": False}), "disconnected": False})
-    cycle.response_started = cycle.access_log = False
-    cycle.default_headers, cycle.scope = [], {"method": "POST"}
-    caller = protocol._Caller(type("Protocol", (), {"answering": cycle}))
+    connection = Mock(flow=Mock(write_paused=False), access_log=False, server_state=Mock(default_headers=[]))
+    cycle = protocol._Cycle(connection, {"method": "POST"}, keep_alive=True)
+    caller = protocol._Caller(Mock(answering=cycle))
     assert caller.whole(200, [(b"x-said", b"a\r\nset-cookie: b")], b"") is False
     assert caller.begin(200, [(b"x-said", b"a\r\nset-cookie: b")]) is False
 

@@ -123,6 +123,19 @@ class _Cycle(RequestResponseCycle):
                 self.message_event.set()
         return await super().receive()
 
+    def lines(self, headers: Headers) -> bytes | None:
+        """What `send` makes of headers that tell how the body ends: a reply of ours has 17, and looking through them
+        all together takes 3 µs and not 8. None wherever `send` would do more than write."""
+        if self.flow.write_paused or self.disconnected or self.response_started:
+            return None
+        if self.access_log or self.default_headers or self.scope["method"] == "HEAD":
+            return None
+        lines = b"\r\n".join(map(b": ".join, headers))
+        if lines.translate(None, _FINE) != b"\r\n" * (len(headers) - 1):  # breaks inside of a value
+            return None
+        self.waiting_for_100_continue = False
+        return lines if self.keep_alive else lines + b"\r\nconnection: close"
+
 
 class _Caller(Caller):
     """Of the connection and not of the request: a scope that led to its own cycle would wait for the collector, and the
@@ -151,10 +164,12 @@ class _Caller(Caller):
 
     def whole(self, status: int, headers: Headers, body: bytes) -> bool:
         """What `send` does with the two messages of a whole reply, in one step."""
-        opened = self._open(headers)
-        if opened is None:
+        if self._protocol is None:
             return False
-        cycle, lines = opened
+        cycle = self._protocol.answering
+        lines = cycle.lines(headers)
+        if lines is None:
+            return False
         cycle.chunked_encoding = False
         cycle.response_started = cycle.response_complete = True
         joined: Joined = cycle.transport  # type: ignore[assignment]
@@ -167,37 +182,15 @@ class _Caller(Caller):
 
     def begin(self, status: int, headers: Headers) -> bool:
         """What `send` does with the first message of a stream."""
-        opened = self._open(headers)
-        if opened is None:
+        if self._protocol is None:
             return False
-        cycle, lines = opened
+        cycle = self._protocol.answering
+        lines = cycle.lines(headers)
+        if lines is None:
+            return False
         cycle.chunked_encoding = cycle.response_started = True
         cycle.transport.write(b"".join((STATUS_LINE[status], lines, b"\r\ntransfer-encoding: chunked\r\n\r\n")))
         return True
-
-    def _open(self, headers: Headers) -> tuple[RequestResponseCycle, bytes] | None:
-        """The cycle whose reply begins now, and the lines of its head."""
-        if self._protocol is None:
-            return None
-        cycle = self._protocol.answering
-        lines = _lines(cycle, headers)
-        if lines is None:
-            return None
-        cycle.waiting_for_100_continue = False
-        return cycle, lines
-
-
-def _lines(cycle: RequestResponseCycle, headers: Headers) -> bytes | None:
-    """What the cycle's `send` makes of headers that tell how the body ends: a reply of ours has 17, and looking through
-    them all together takes 3 µs and not 8. None wherever `send` would do more than write."""
-    if cycle.flow.write_paused or cycle.disconnected or cycle.response_started:
-        return None
-    if cycle.access_log or cycle.default_headers or cycle.scope["method"] == "HEAD":
-        return None
-    lines = b"\r\n".join(map(b": ".join, headers))
-    if lines.translate(None, _FINE) != b"\r\n" * (len(headers) - 1):  # breaks inside of a value
-        return None
-    return lines if cycle.keep_alive else lines + b"\r\nconnection: close"
 
 
 class Protocol(HttpToolsProtocol):
