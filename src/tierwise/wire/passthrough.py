@@ -17,24 +17,23 @@ from tierwise.wire.strict import raw_fields
 Raw = msgspec.Raw
 CEILINGS = frozenset(("max_tokens", "max_completion_tokens"))
 ANTHROPIC_VERSION = ("anthropic-version", "2023-06-01")
-_TRUE = Raw(b"true")
-_USAGE_WANTED = Raw(b'{"include_usage":true}')
 _encode = msgspec.json.encode
+Fields = dict[str, Any]  # as they came, each with its own bytes, but for those that are ours
 
 
 def openai(request: Request, provider: Provider, shape: Shape) -> tuple[bytes, tuple[str, ...]]:
     """A chat completions body for this provider, and what could not be said."""
-    fields = raw_fields(request.body)
+    fields: Fields = raw_fields(request.body)
     _common(fields, shape)
     _ceiling(fields, provider.max_tokens_field, shape.max_tokens)
     if shape.stream:
-        fields["stream"] = _TRUE
+        fields["stream"] = True
         _stream_options(fields, provider.stream_usage)
     else:
         fields.pop("stream", None)
         fields.pop("stream_options", None)
     if shape.logprobs and bytes(fields.get("logprobs", b"null")) != b"true":
-        fields["logprobs"] = _TRUE
+        fields["logprobs"] = True
     if shape.drafts:
         fields["messages"] = _appended(fields["messages"], shape.drafts)
     return _encode(fields), ()
@@ -42,15 +41,15 @@ def openai(request: Request, provider: Provider, shape: Shape) -> tuple[bytes, t
 
 def anthropic(request: Request, shape: Shape) -> tuple[bytes, tuple[str, ...]]:
     """A Messages body, and what could not be said."""
-    fields = raw_fields(request.body)
+    fields: Fields = raw_fields(request.body)
     lost: list[str] = []
     _common(fields, shape)
     if shape.max_tokens is not None:
-        fields["max_tokens"] = Raw(b"%d" % shape.max_tokens)
+        fields["max_tokens"] = shape.max_tokens
     elif "max_tokens" not in fields:
-        fields["max_tokens"] = Raw(b"%d" % shape.default_max_tokens)
+        fields["max_tokens"] = shape.default_max_tokens
     if shape.stream:
-        fields["stream"] = _TRUE
+        fields["stream"] = True
     else:
         fields.pop("stream", None)
     if b'"thinking"' in bytes(fields["messages"]):
@@ -65,48 +64,48 @@ def anthropic(request: Request, shape: Shape) -> tuple[bytes, tuple[str, ...]]:
 
 def embeddings(request: Request, shape: Shape) -> bytes:
     """An embeddings body with the provider's name for the model."""
-    fields = raw_fields(request.body)
+    fields: Fields = raw_fields(request.body)
     _common(fields, shape)
     return _encode(fields)
 
 
-def _common(fields: dict[str, Raw], shape: Shape) -> None:
-    fields["model"] = Raw(_encode(shape.model))
+def _common(fields: Fields, shape: Shape) -> None:
+    fields["model"] = shape.model
     fields.pop("tierwise", None)
     if "metadata" in fields and b"tierwise" in bytes(fields["metadata"]):
         metadata = raw_fields(fields["metadata"])
         metadata.pop("tierwise", None)
         if metadata:
-            fields["metadata"] = Raw(_encode(metadata))
+            fields["metadata"] = metadata
         else:
             del fields["metadata"]
 
 
-def _ceiling(fields: dict[str, Raw], field: str, ceiling: int | None) -> None:
+def _ceiling(fields: Fields, field: str, ceiling: int | None) -> None:
     """The caller's ceiling, or ours, under the name that this provider knows."""
     if ceiling is None and CEILINGS.isdisjoint(fields):
         return
     old, new = fields.pop("max_tokens", None), fields.pop("max_completion_tokens", None)
     if ceiling is not None:
-        fields[field] = Raw(b"%d" % ceiling)
+        fields[field] = ceiling
         return
     value = new if new is not None and bytes(new) != b"null" else old
     if value is not None and bytes(value) != b"null":
         fields[field] = value
 
 
-def _stream_options(fields: dict[str, Raw], understood: bool) -> None:
+def _stream_options(fields: Fields, understood: bool) -> None:
     """Usage is always asked for, because the ledger needs it; the relay takes it out for callers that did not ask."""
     given = fields.get("stream_options")
-    options = raw_fields(given) if given is not None and bytes(given) != b"null" else {}
+    options: Fields = raw_fields(given) if given is not None and bytes(given) != b"null" else {}
     if understood:
-        options["include_usage"] = _TRUE
-        fields["stream_options"] = Raw(_encode(options)) if len(options) > 1 else _USAGE_WANTED
+        options["include_usage"] = True
+        fields["stream_options"] = options
         return
     options.pop("include_usage", None)
     fields.pop("stream_options", None)
     if options:
-        fields["stream_options"] = Raw(_encode(options))
+        fields["stream_options"] = options
 
 
 def draft_note(drafts: tuple[str, ...]) -> str:

@@ -106,11 +106,13 @@ def read_openai(body: bytes, request: Request | None, compared: bool = True) -> 
     usage = from_openai(tree.get("usage"))
     if usage is None:
         usage = from_openai(_at(tree, "x_groq", "usage"))
-    choices, first = _openai_choices(tree, usage), tree["choices"][0]
+    choices = tree.get("choices")
+    said = _plain(choices) or _said(_openai_choices(tree, choices, usage))
+    first = tree["choices"][0]
     reply = _reply(
         "openai_chat",
         body,
-        choices,
+        said,
         request,
         compared,
         usage=usage,
@@ -130,7 +132,7 @@ def read_anthropic(body: bytes, request: Request | None, compared: bool = True) 
     tree, body = load_reply(body)
     usage = from_anthropic(tree.get("usage"))
     answer = anthropic_answer(tree, body, usage)
-    reply = _reply("anthropic", body, answer.choices, request, compared, usage=usage, served=answer.model)
+    reply = _reply("anthropic", body, _said(answer.choices), request, compared, usage=usage, served=answer.model)
     if request is None or request.wire != "openai_chat":
         return reply
     losses = Losses()
@@ -156,10 +158,21 @@ def read_embeddings(body: bytes) -> Reply:
     )
 
 
+# How the first choice stopped, its text and its calls, and everything that was generated.
+_Said = tuple[Stop, str, list[ToolUse], str]
+
+
+def _said(choices: tuple[Choice, ...]) -> _Said:
+    first = choices[0]
+    shown = "".join([block.text for block in first.blocks if isinstance(block, Text)])
+    calls = [block for block in first.blocks if isinstance(block, ToolUse)]
+    return first.stop, shown, calls, "".join([_all_text(block) for choice in choices for block in choice.blocks])
+
+
 def _reply(
     wire: str,
     body: bytes,
-    choices: tuple[Choice, ...],
+    said: _Said,
     request: Request | None,
     compared: bool,
     *,
@@ -168,20 +181,13 @@ def _reply(
     sure: float | None = None,
     service: Service | None = None,
 ) -> Reply:
-    first = choices[0]
-    if len(choices) == 1 and len(first.blocks) == 1 and type(only := first.blocks[0]) is Text:  # as nearly all are
-        shown = output = only.text
-        calls: list[ToolUse] = []
-    else:
-        shown = "".join([block.text for block in first.blocks if isinstance(block, Text)])
-        calls = [block for block in first.blocks if isinstance(block, ToolUse)]
-        output = "".join([_all_text(block) for choice in choices for block in choice.blocks])
+    stop, shown, calls, output = said
     return Reply(
         wire=wire,
         body=body,
         usage=usage,
         served=served,
-        facts=facts(first.stop, shown, calls, request, sure, compared=compared),
+        facts=facts(stop, shown, calls, request, sure, compared=compared),
         text=_spelled(shown, calls) if calls else shown,
         output_text=output,
         service=service,
@@ -234,21 +240,14 @@ def openai_answer(tree: Json, usage: Usage | None) -> Answer:
     return Answer(
         id=_string(tree.get("id")),
         model=_string(tree.get("model")),
-        choices=_openai_choices(tree, usage),
+        choices=_openai_choices(tree, tree.get("choices"), usage),
         usage=usage,
         created=int(created) if isinstance(created, (int, float)) and 0 <= created < 2**40 else 0,
     )
 
 
-def _openai_choices(tree: Json, usage: Usage | None) -> tuple[Choice, ...]:
-    """At least one. Raises Garbled."""
-    choices = tree.get("choices")
-    plain = _plain(choices)
-    return (plain,) if plain is not None else _any_choices(tree, choices, usage)
-
-
-def _plain(choices: Any) -> Choice | None:
-    """The only choice of a reply that is text and nothing else, as nearly all are."""
+def _plain(choices: Any) -> _Said | None:
+    """What the only choice says of a reply that is text and nothing else, as nearly all are."""
     if type(choices) is not list or len(choices) != 1 or type(choice := choices[0]) is not dict:
         return None
     message, reason = choice.get("message"), choice.get("finish_reason")
@@ -257,10 +256,11 @@ def _plain(choices: Any) -> Choice | None:
     content, stop = message.get("content"), OPENAI_STOPS.get(reason.lower(), "unknown")
     if type(content) is not str or not content or message.get("refusal") or stop == "error":
         return None
-    return Choice((Text(content),), stop)
+    return stop, content, [], content
 
 
-def _any_choices(tree: Json, choices: Any, usage: Usage | None) -> tuple[Choice, ...]:
+def _openai_choices(tree: Json, choices: Any, usage: Usage | None) -> tuple[Choice, ...]:
+    """At least one. Raises Garbled."""
     if type(choices) is not list or not choices:
         raise _fault(tree, usage) or Garbled("the reply holds no choices", usage)
     found: list[Choice] = []

@@ -38,23 +38,29 @@ def _detail(tree: Any, key: str) -> int:
     return (count(value) or 0) if value else 0
 
 
-def _says(details: Any) -> bool:
-    """Whether some part of a bucket may be above zero."""
-    return type(details) is dict and any(details.values())
-
-
 def from_openai(tree: Any) -> Usage | None:
     """OpenAI-dialect usage, in which cached and audio tokens are inside the prompt and reasoning is inside the
     completion, but for providers (xAI, Gemini) whose total shows that reasoning came on top."""
     if type(tree) is not dict:
         return None
-    prompt = count(tree["prompt_tokens"] if "prompt_tokens" in tree else tree.get("input_tokens"))
-    completion = count(tree["completion_tokens"] if "completion_tokens" in tree else tree.get("output_tokens", 0))
+    read, wrote = tree.get("prompt_tokens_details"), tree.get("completion_tokens_details")
+    prompt, completion = tree.get("prompt_tokens"), tree.get("completion_tokens")
+    if (
+        type(prompt) is int
+        and type(completion) is int
+        and (total := prompt + completion) == tree.get("total_tokens")
+        and prompt >= 0
+        and completion >= 0
+        and 0 < total <= MAX_TOKENS_REPORTED
+        and tree.keys() <= _USUAL
+        and (read is None or (type(read) is dict and not any(read.values())))
+        and (wrote is None or (type(wrote) is dict and not any(wrote.values())))
+    ):
+        return Usage(input_tokens=prompt, output_tokens=completion)  # as of most calls: nothing inside, nothing hidden
+    prompt = count(prompt if "prompt_tokens" in tree else tree.get("input_tokens"))
+    completion = count(completion if "completion_tokens" in tree else tree.get("output_tokens", 0))
     if prompt is None or completion is None or (total := prompt + completion) == 0:
         return None
-    read, wrote = tree.get("prompt_tokens_details"), tree.get("completion_tokens_details")
-    if tree.get("total_tokens") == total and not (_says(read) or _says(wrote)) and tree.keys() <= _USUAL:
-        return Usage(input_tokens=prompt, output_tokens=completion)  # as of most calls: nothing inside, nothing hidden
     cached = written = heard = spoken = reasoning = 0
     if read is not None:
         cached, written = _detail(read, "cached_tokens"), _detail(read, "cache_write_tokens")
