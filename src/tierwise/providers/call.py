@@ -75,7 +75,8 @@ class Call:
 
     async def ask(self, head: bytes, body: bytes) -> None:
         """Send, and wait for the head of the reply. From the first write on, the provider may have seen it."""
-        transport = self._line.transport
+        line = self._line
+        transport = line.transport
         if transport is None:
             raise UpstreamError("connect", f"{self._name}: the connection was lost before use", dispatched=False)
         if len(body) <= _JOIN_BYTES:
@@ -88,11 +89,12 @@ class Call:
             transport.write(whole[-_END_BYTES:])
         try:
             for _ in range(_INTERIM_REPLIES):
-                message, payload = await self._line.read()
+                await line.coming()
+                message, payload = line.head()
                 if message.code >= 200:
                     break
                 if message.code == 101:  # we asked for no upgrade: that is no reply, and what follows is no HTTP
-                    self._line.should_close = True
+                    line.should_close = True
                     break
             else:
                 raise self._fail("garbled", f"{self._name} sent {_INTERIM_REPLIES} interim replies and no reply")
@@ -107,7 +109,7 @@ class Call:
                 "cut", f"{self._name} closed the connection without a reply, after the request was sent"
             ) from error
         self._waiting, self._begun = False, True
-        self._payload = self._line.body = payload
+        self._payload = line.body = payload
         self.status = message.code
         self.headers = headers = message.headers
         self.content_type = headers.get("Content-Type", "")
@@ -143,7 +145,7 @@ class Call:
         """The body, when all of it is here and nothing has to be undone; else b"", and nothing has changed."""
         payload = self._payload
         size = payload.total_bytes
-        if not size or self._ended or self._inflater or not payload.is_eof() or payload.exception() is not None:
+        if not size or self._ended or self._inflater or not payload._eof or payload._exception is not None:
             return b""
         if size > self.body_limit:
             raise self._too_large(f"is {size} bytes")

@@ -66,7 +66,10 @@ class Line(asyncio.BufferedProtocol):
         answer to the next request, so such a connection is not used again. The loop may not have read it yet:
         asking the kernel costs 2 µs and closes most of the race with a provider that hangs up on idle connections.
         """
-        if self.should_close or not self.is_connected():  # TLS says goodbye a turn before its connection is lost
+        transport = self.transport
+        if (
+            self.should_close or transport is None or transport.is_closing()
+        ):  # TLS says goodbye a turn before it is lost
             return False
         return self._quiet is not None and not self._quiet.poll(0)
 
@@ -79,14 +82,15 @@ class Line(asyncio.BufferedProtocol):
             early, self._early = self._early, b""
             self._parse(early)
 
-    async def read(self) -> Head:
-        """The head of the next reply. Raises what ended the connection before it."""
-        if not self._heads and self._error is None:
-            self._reader = self._loop.create_future()
-            try:
-                await self._reader
-            finally:
-                self._reader = None
+    def coming(self) -> asyncio.Future[None]:
+        """Done when the head of a reply is here, and when none comes any more."""
+        self._reader = reader = self._loop.create_future()
+        if self._heads or self._error is not None:
+            reader.set_result(None)
+        return reader
+
+    def head(self) -> Head:
+        """Of the next reply, once it is here. Raises what ended the connection before it."""
         if self._heads:
             return self._heads.popleft()
         raise self._error or aiohttp.ServerDisconnectedError()
