@@ -59,9 +59,9 @@ def _headers(names: tuple[bytes, bytes, bytes], told: _Told) -> Headers:
 def duration(seconds: float) -> str:
     """As OpenAI writes it: 20ms, 1s, 6m0s, 23h59m59s. Rounded up: whoever waits so long has waited long enough."""
     milliseconds = -int(-seconds * 1_000 // 1)
-    if 0 < milliseconds < 1_000:
-        return f"{milliseconds}ms"
-    return _clock(-(-milliseconds // 1_000) if milliseconds > 0 else 0)
+    if milliseconds >= 1_000:
+        return _clock(-(-milliseconds // 1_000))
+    return f"{milliseconds}ms" if milliseconds > 0 else "0s"
 
 
 @functools.lru_cache(maxsize=64)

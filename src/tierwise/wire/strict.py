@@ -11,7 +11,7 @@ import json
 import re
 from collections.abc import Collection
 from difflib import get_close_matches
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 import msgspec
 import numpy as np
@@ -70,6 +70,7 @@ def _constant(text: str) -> NoReturn:
 
 
 _DECODER = json.JSONDecoder(object_pairs_hook=_pairs, parse_float=_float, parse_int=_int, parse_constant=_constant)
+_SCAN = cast("Any", _DECODER).scan_once
 _HALF = re.compile(rb"\\u[dD]")
 _BLANKS = " \t\n\r"  # that may stand around JSON
 _RAW_DECODER = msgspec.json.Decoder(dict[str, msgspec.Raw])
@@ -106,12 +107,12 @@ def load(body: bytes) -> Json:
 
 
 def _tree(text: str) -> Any:
-    """As the decoder's own `decode`, which looks for blanks around every body."""
-    if text[:1] == "{":
-        tree, end = _DECODER.raw_decode(text)
-        if end == len(text) or not text[end:].strip(_BLANKS):
-            return tree
-    return _DECODER.decode(text)
+    """As the decoder's own `decode`, which looks for blanks around every body, and knows words for what is wrong."""
+    try:
+        tree, end = _SCAN(text, 0)
+    except StopIteration:
+        return _DECODER.decode(text)
+    return tree if end == len(text) or not text[end:].strip(_BLANKS) else _DECODER.decode(text)
 
 
 def _may_hold_halves(body: bytes) -> bool:
