@@ -182,12 +182,12 @@ class App:
                     await _stream(call, result, limit_headers(self, call.identity.payer))
                     return
             if isinstance(result, Answered):
-                kind = EVENT_STREAM if result.event_stream else JSON
-                headers = [kind, *trace_headers(result.trace)]
-                if once is not None and not result.event_stream:
-                    once.keep(result.body, headers)
                 body = result.body
-                headers = [*headers, *limit_headers(self, call.identity.payer), length_of(body)]
+                headers = [EVENT_STREAM if result.event_stream else JSON, *trace_headers(result.trace)]
+                if once is not None and not result.event_stream:
+                    once.keep(body, headers)
+                headers += limit_headers(self, call.identity.payer)
+                headers.append(length_of(body))
                 if not call.caller.whole(200, headers, body):
                     await send_whole(call.send, 200, headers, body)
         except asyncio.CancelledError:
