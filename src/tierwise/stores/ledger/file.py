@@ -199,6 +199,7 @@ class Lock:
 
         self.ledger = ledger
         self.path = beside(ledger, "lock")
+        self._log = log_of(ledger)
         try:
             ledger.parent.mkdir(parents=True, exist_ok=True)
             self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -216,6 +217,7 @@ class Lock:
             )
             raise unusable(ledger, what) from None
         self.before = self._read()
+        self._own = os.fstat(self._fd)
         self._pid, self._host = os.getpid(), socket.gethostname()
         self._write(Holder(self._pid, self._host, self.before.file, self.before.batch))
 
@@ -233,13 +235,13 @@ class Lock:
         """Why nobody may write any more, as a sentence; "" while all is well. `opened` and `log`: the ledger's file and
         its -wal as they were opened. A lock whose file is gone keeps nobody out, and what is written to a file without
         a name is gone too."""
-        for path, own in ((self.path, os.fstat(self._fd)), (self.ledger, opened)):
+        for path, own in ((self.path, self._own), (self.ledger, opened)):
             if own is not None and not is_there(path, own):
                 return (
                     f"{path.name} was deleted or replaced while this process held it; stop every gateway of this "
                     "folder, put a backup in its place if it is gone, and start one again"
                 )
-        path = log_of(self.ledger)
+        path = self._log
         if log is not None and not is_there(path, log):
             return (
                 f"{path.name} was deleted or replaced while this process held it; what was committed has been moved "

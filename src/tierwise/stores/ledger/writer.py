@@ -11,6 +11,7 @@ import logging
 import os
 import threading
 from collections.abc import Callable, Sequence
+from itertools import chain
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING
@@ -219,7 +220,7 @@ class Writer:
 def put_many(connection: apsw.Connection, statement: Callable[[int], str], rows: Sequence[Row]) -> None:
     for start in range(0, len(rows), sql.MANY):
         some = rows[start : start + sql.MANY]
-        connection.execute(statement(len(some)), [value for row in some for value in row])
+        connection.execute(statement(len(some)), list(chain.from_iterable(some)))
 
 
 def _free_bytes(path: Path) -> int:
