@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable
 
 from tierwise.stores.ledger.rows import TOP_UP, HoldRow
 
 
-class Closed(dict[str, HoldRow]):
-    """By id, the oldest let go of first. `last_gone`: ids of holds that were let go of, or that a store had before us,
-    sort no later than this; None: nobody knows."""
+class Closed(OrderedDict[str, HoldRow]):
+    """By id, the oldest let go of first: to find that one, a plain dict looks through the places of all that have gone.
+    `last_gone`: ids of holds that were let go of, or that a store had before us, sort no later than this; None: nobody
+    knows."""
 
     last_gone: str | None = None
 
     def keep(self, row: HoldRow, most: int) -> None:
         self[row.id] = row
         if len(self) > most:
-            gone = next(iter(self))
-            del self[gone]
+            gone, _ = self.popitem(last=False)
             if self.last_gone is not None:
                 self.last_gone = max(self.last_gone, gone)
 
