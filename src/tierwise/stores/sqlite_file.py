@@ -78,6 +78,8 @@ def open_file(path: Path, kind: Kind = JOURNAL, vfs: str | None = None, *, check
         connection.pragma("wal_autocheckpoint", kind.checkpoint_pages)
         connection.pragma("journal_size_limit", WAL_BYTES_KEPT)
         _migrate(connection, path, kind)
+        # What undoes one statement: of one with many rows SQLite would make a file of its own for it, in each commit.
+        connection.pragma("temp_store", "memory")
     except (apsw.Error, ConfigError) as error:
         if connection is not None:
             connection.close(True)
