@@ -28,6 +28,7 @@ from tierwise.stores.ledger import sql as ledger_sql
 from tierwise.stores.ledger.audit import audit
 from tierwise.stores.ledger.sqlite import SqliteLedger
 from tierwise.stores.ledger.windows import DAY_S
+from tierwise.stores.ledger.writer import put_many
 
 
 @asynccontextmanager
@@ -417,3 +418,20 @@ async def test_the_files_are_for_their_owner_alone(tmp_path: Path) -> None:
     assert set(modes.values()) == {0o600}
     names = {"ledger.sqlite", "ledger.sqlite.lock", "ledger.sqlite.reserve", "ledger.sqlite-wal", "copy.sqlite"}
     assert names <= set(modes)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only there a process is told which files it has open")
+def test_a_commit_writes_to_the_ledgers_own_files_alone(tmp_path: Path) -> None:
+    """What undoes a statement is in memory: it would be a file without a name, made anew in each commit of many."""
+    connection = ledger_file.open_writer(tmp_path / "ledger.sqlite")
+    for value in ("a", "b"):
+        before = open_files()
+        connection.execute("BEGIN IMMEDIATE")
+        put_many(connection, ledger_sql.put_facts, [("traffic", f"{each}", value * 3_000) for each in range(64)])
+        assert open_files() == before
+        connection.execute("COMMIT")
+    connection.close()
+
+
+def open_files() -> set[str]:
+    return {str(os.readlink(each)) for each in Path("/proc/self/fd").iterdir() if each.is_symlink()}
