@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import re
 import subprocess
 import sys
 
@@ -50,38 +49,6 @@ prompts = st.builds(
     schema_hash=st.sampled_from(["", "abc"]),
     max_tokens=st.none() | st.integers(0, 100_000),
 )
-
-
-@given(st.integers(0, 20_000), st.sampled_from([0.0, 1e-12, -1e-12, 1e-16, -1e-16, 2e-5, 0.31415]))
-def test_a_number_is_rounded_as_round_does_it(twentieth_thousandths: int, off: float) -> None:
-    value = min(1.0, max(0.0, twentieth_thousandths / 20_000 + off))
-    assert text.rounded(value) == round(value, 4)
-
-
-@given(
-    st.text(st.sampled_from("aZ09 \t\n\r.,;-*(&é日д\ud800\U0001f600\x00"), max_size=40), st.sampled_from([1, 1, 500])
-)
-def test_a_text_is_made_of_what_plain_patterns_find_in_it(piece: str, times: int) -> None:
-    own = piece * times
-    counts = text.count(own)
-    plain = {
-        "digit_runs": "[0-9]+",
-        "lines": "\n+",
-        "indents": "\n[ \t]",
-        "items": "\n[-*0-9]",
-        "capitals": "[A-Z]",
-        "letters": "[A-Za-z]",
-        "symbols": r"[{}();=<>\[\]_\\|&`]",
-        "stops": r"\. ",
-        "commas": ", ",
-    }
-    assert {name: getattr(counts, name) for name in plain} == {
-        name: len(re.findall(plain[name], own)) for name in plain
-    }
-
-
-def test_letters_go_on_with_the_word_of_what_is_beyond_ascii() -> None:
-    assert text.count("aé日a").tokens == pytest.approx(text.count("aa").tokens + text.count("é日").tokens)
 
 
 @given(prompts, st.lists(st.text(max_size=8), max_size=4))
