@@ -1,4 +1,4 @@
-"""What a text is made of: counted as plain patterns count it, and rounded as Python does."""
+"""What a text is made of: counted as plain patterns count it."""
 
 from __future__ import annotations
 
@@ -9,12 +9,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tierwise.core import text
-
-
-@given(st.integers(0, 20_000), st.sampled_from([0.0, 1e-12, -1e-12, 1e-16, -1e-16, 2e-5, 0.31415]))
-def test_a_number_is_rounded_as_round_does_it(twentieth_thousandths: int, off: float) -> None:
-    value = min(1.0, max(0.0, twentieth_thousandths / 20_000 + off))
-    assert text.rounded(value) == round(value, 4)
 
 
 @given(

@@ -17,7 +17,7 @@ import msgspec
 from tierwise.core import lexicon, tasks, templates
 from tierwise.core.grams import grams
 from tierwise.core.request import Features, Prompt, Turn
-from tierwise.core.text import Counts, count, digest, ends, hashed, rounded, scripts, single_spaced, squash, words
+from tierwise.core.text import Counts, count, digest, ends, hashed, scripts, single_spaced, squash, words
 
 # Characters that are read of one text: beginning, end.
 LAST_READ = (6_000, 2_000)
@@ -300,7 +300,7 @@ def _complexity(prompt: Prompt, seen: tasks.Reading, last_tokens: float) -> floa
         + 0.12 * seen.ambiguity
         + 0.12 * squash(len(prompt.turns) - 1, 10.0)
     )
-    return rounded(1.0 - math.exp(-total))
+    return round(1.0 - math.exp(-total), 4)
 
 
 # ------------------------------------------------------------------------------------------------ keywords

@@ -16,7 +16,7 @@ import msgspec
 
 from tierwise.core import lexicon
 from tierwise.core.request import Prompt, Task
-from tierwise.core.text import Counts, ends, inflected, rounded, squash, wide
+from tierwise.core.text import Counts, ends, inflected, squash, wide
 from tierwise.core.text import words as words_of
 
 HEAD_WORDS = 64
@@ -89,11 +89,11 @@ def read(
     task = _task(prompt, scores, sums, words)
     return Reading(
         task=task,
-        depth=rounded(_depth(text, counts, sums, questions)),
+        depth=round(_depth(text, counts, sums, questions), 4),
         constraints=_constraints(sums, counts),
-        ambiguity=rounded(_ambiguity(prompt, text, words, watched, sums, task)),
-        code=rounded(code),
-        math=rounded(math),
+        ambiguity=round(_ambiguity(prompt, text, words, watched, sums, task), 4),
+        code=round(code, 4),
+        math=round(math, 4),
         languages=_languages(sums, words),
         watched=watched,
     )

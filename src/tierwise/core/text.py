@@ -240,11 +240,3 @@ def ends(text: str, head: int, tail: int) -> str:
 def squash(value: float, half: float) -> float:
     """0..1, a half of the way up at `half`: more of the same adds less and less."""
     return 1.0 - math.exp(-0.693 * value / half) if value else 0.0
-
-
-def rounded(value: float) -> float:
-    """`round(value, 4)` of a number from 0 to 1, which writes decimal digits and reads them again: three times as long.
-    What is near the middle between two is left to it."""
-    scaled = value * 10_000
-    whole = math.floor(scaled + 0.5)
-    return whole / 10_000 if abs(scaled - whole) < 0.4999 else round(value, 4)
