@@ -227,32 +227,9 @@ async def test_a_streams_head_in_one_step_is_the_head_that_is_sent(
 def test_what_a_header_must_not_hold_is_left_to_those_who_refuse_it() -> None:
     """The bytes that may stand in a value are those that the server's own way of sending lets pass."""
     assert {each for each in range(256) if each not in protocol._FINE} == {*range(9), *range(10, 32), 127}
-    connection = Mock(flow=Mock(write_paused=False), access_log=False, server_state=Mock(default_headers=[]))
-    cycle = protocol._Cycle(connection, {"method": "POST"}, keep_alive=True)
-    caller = protocol._Caller(Mock(answering=cycle))
+    cycle = type("Cycle", (), {"flow": type("Flow", (), {"write_paused": False}), "disconnected": False})
+    cycle.response_started = cycle.access_log = False
+    cycle.default_headers, cycle.scope = [], {"method": "POST"}
+    caller = protocol._Caller(type("Protocol", (), {"answering": cycle}))
     assert caller.whole(200, [(b"x-said", b"a\r\nset-cookie: b")], b"") is False
     assert caller.begin(200, [(b"x-said", b"a\r\nset-cookie: b")]) is False
-
-
-async def test_a_connection_that_asks_nothing_more_is_closed_and_one_that_asks_on_is_not() -> None:
-    async def app(scope: dict[str, Any], receive: Any, send: Any) -> None:
-        await send({"type": "http.response.start", "status": 204, "headers": []})
-        await send({"type": "http.response.body", "body": b""})
-
-    request = HEAD + b"content-length: 2\r\n\r\n{}"
-    asking, silent, twice = connected(app), connected(app), connected(app)
-    closed = [each.transport._transport.close for each in (asking, silent, twice)]  # type: ignore[attr-defined]
-    for each in (asking, silent, twice):
-        each.timeout_keep_alive = 0.2  # type: ignore[assignment]
-        each.data_received(request)
-    for turn in range(8):
-        await asyncio.sleep(0.05)
-        asking.data_received(request)
-        if turn == 1:
-            twice.data_received(request)
-    assert [each.called for each in closed] == [False, True, True]
-    await asyncio.sleep(0.5)
-    assert closed[0].called
-    for each in (asking, silent, twice):
-        each.connection_lost(None)
-        assert each._idle_timer is None
