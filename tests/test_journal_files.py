@@ -7,6 +7,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
+from unittest.mock import Mock
 
 import apsw
 import msgspec
@@ -16,6 +17,8 @@ from tests.support.records import a_record
 from tierwise.core.errors import ConfigError, TierwiseError
 from tierwise.stores import journal_sql
 from tierwise.stores.journal import SqliteJournal
+from tierwise.stores.journal_writes import MANY, row_of, write_down
+from tierwise.stores.sqlite_file import JOURNAL, open_file
 
 
 async def opened_and_closed(path: Path) -> None:
@@ -124,3 +127,43 @@ async def test_an_unreadable_row_is_an_error_for_who_asks_for_it_and_no_one_else
     assert [record.episode.id for record in await disk.recent(9)] == ["b"]
     assert (disk.dropped, "record of a" in disk.last_error) == (0, True)
     await disk.close()
+
+
+def test_a_new_journal_has_large_pages_and_an_old_one_keeps_its_own(tmp_path: Path) -> None:
+    """What the changelog says of both, and the way from one to the other."""
+    old = tmp_path / "old.db"
+    open_file(old, msgspec.structs.replace(JOURNAL, page_bytes=4_096)).close()
+    for path, size in ((tmp_path / "new.db", 16_384), (old, 4_096)):
+        asyncio.run(opened_and_closed(path))
+        with closing(open_file(path)) as connection:
+            assert connection.pragma("page_size") == size
+            assert connection.pragma("wal_autocheckpoint") == (8 << 20) // size, "as many bytes, whatever their pages"
+    with closing(apsw.Connection(str(old))) as connection:
+        connection.execute("PRAGMA journal_mode=DELETE; PRAGMA page_size=16384; VACUUM").fetchall()
+    with closing(open_file(old)) as connection:
+        assert connection.pragma("page_size") == 16_384
+
+
+def test_the_writer_pauses_between_statements_but_not_while_somebody_waits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pauses: list[float] = []
+    monkeypatch.setattr("tierwise.stores.journal_writes.time", Mock(sleep=pauses.append))
+    rows = [row_of(a_record(f"{n}"), "{}", b"") for n in range(2 * MANY + 1)]
+    with closing(open_file(tmp_path / "journal.db")) as connection:
+        write_down(connection, list(rows), 0, lambda: False)
+        assert len(pauses) == 2
+        write_down(connection, list(rows), 0, lambda: True)
+        assert len(pauses) == 2
+
+
+async def test_who_reads_waits_for_no_pause(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pauses: list[float] = []
+    monkeypatch.setattr("tierwise.stores.journal_writes.time", Mock(sleep=pauses.append))
+    monkeypatch.setattr("tierwise.stores.journal.GATHER_S", 60.0)
+    journal = SqliteJournal(tmp_path / "journal.db")
+    for n in range(3 * MANY):
+        journal.write(a_record(f"{n}"))
+    assert await journal.read("0") is not None
+    assert pauses == []
+    await journal.close()

@@ -233,3 +233,36 @@ def test_what_a_header_must_not_hold_is_left_to_those_who_refuse_it() -> None:
     caller = protocol._Caller(type("Protocol", (), {"answering": cycle}))
     assert caller.whole(200, [(b"x-said", b"a\r\nset-cookie: b")], b"") is False
     assert caller.begin(200, [(b"x-said", b"a\r\nset-cookie: b")]) is False
+
+
+@pytest.mark.parametrize("rest", [b"d", b"d" * 97], ids=["more of the body", "the end of the body"])
+async def test_a_caller_who_was_answered_early_and_falls_silent_is_let_go_of(rest: bytes) -> None:
+    async def early(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
+        await send({"type": "http.response.body", "body": b"no"})
+
+    connection = connected(early)
+    waits: Mock = Mock()
+    connection.data_received(b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 100\r\n\r\nabc")
+    await asyncio.gather(*connection.tasks)
+    connection.loop = waits
+    connection.data_received(rest)
+    seconds, let_go = waits.call_later.call_args.args
+    assert seconds == connection.timeout_keep_alive
+    let_go()
+    assert connection.timeout_keep_alive_task is waits.call_later.return_value
+    assert connection.transport._transport.close.called  # type: ignore[attr-defined]
+
+
+async def test_the_head_of_the_next_request_has_its_own_time() -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
+        await send({"type": "http.response.body", "body": b"no"})
+
+    connection = connected(app)
+    connection.data_received(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n")
+    await asyncio.gather(*connection.tasks)
+    assert connection.timeout_keep_alive_task is not None
+    connection.data_received(b"GET / HTTP/1.1\r\nho")
+    assert connection.timeout_keep_alive_task is None
+    connection.connection_lost(None)

@@ -120,10 +120,12 @@ def estimate_all(
 ) -> tuple[Estimate, ...]:
     """One estimate per model, in their order. What training has not seen (a model, a length, a speed) is reasoned."""
     view = outlook(features)
-    if isinstance(estimator, Trained):
-        known = heads(estimator).scores(features, workload)
-        return tuple([_one(view, model, known.get(model.id)) for model in models])
-    return tuple([_one(view, model) for model in models])
+    match estimator:
+        case BuiltIn():
+            return tuple([_one(view, model) for model in models])
+        case Trained():
+            known = heads(estimator).scores(features, workload)
+            return tuple([_one(view, model, known.get(model.id)) for model in models])
 
 
 def outlook(features: Features) -> Outlook:

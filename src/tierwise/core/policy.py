@@ -231,7 +231,7 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, dict
         return tuple(each for each in found if each.rate > 0)
 
     @functools.cached_property
-    def shadows(self) -> bool:
+    def has_shadows(self) -> bool:
         """Whether another model is asked as well now and then, beside the one that answers."""
         return any(each.shadow for each in self.explorations)
 

@@ -67,9 +67,8 @@ class Line(asyncio.BufferedProtocol):
         asking the kernel costs 2 µs and closes most of the race with a provider that hangs up on idle connections.
         """
         transport = self.transport
-        if (
-            self.should_close or transport is None or transport.is_closing()
-        ):  # TLS says goodbye a turn before it is lost
+        # TLS says goodbye a turn before its connection is lost.
+        if self.should_close or transport is None or transport.is_closing():
             return False
         return self._quiet is not None and not self._quiet.poll(0)
 

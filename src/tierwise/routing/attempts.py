@@ -290,7 +290,7 @@ async def counted(attempt: Attempt, reply: Reply) -> Usage:
     )
 
 
-def is_told(usage: Usage, *, wrote: object) -> bool:
+def is_told(usage: Usage, *, wrote: bool) -> bool:
     """Whether a provider's usage says what it read, and what it wrote where it wrote anything."""
     read = usage.input_tokens or usage.prompt_tokens  # the first of the sum is all that most replies have
     return read > 0 and (not wrote or (usage.output_tokens or usage.completion_tokens) > 0)

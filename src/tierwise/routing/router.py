@@ -258,7 +258,8 @@ class Router:
     # -------------------------------------------------------------------------------------------- one call
 
     def _unasked(self, trace: Trace, call: Call) -> Event | None:
-        """What comes of a call that needs nobody: its provider is not to be asked again, or the answer is known."""
+        """What comes of a call that needs nobody: its provider is not to be asked again, or the answer is known. Counts
+        the call among its provider's first ones, or takes one of its retries."""
         provider = trace.snapshot.catalogue.models[call.model].provider
         if not call.again:
             self.books.health.first(provider)
@@ -321,7 +322,7 @@ class Router:
             if sent.lost:
                 trace.lose(sent.lost)
             usage = reply.usage
-            if usage is None or not is_told(usage, wrote=reply.output_text):
+            if usage is None or not is_told(usage, wrote=bool(reply.output_text)):
                 usage = await counted(attempt, reply)
             return self._replied(trace, attempt, reply, usage, began, replies)
         finally:

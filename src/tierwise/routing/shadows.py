@@ -72,7 +72,7 @@ class Shadows:
 
     def wanted(self, trace: Trace) -> bool:
         """Whether there may be one for a request under this policy."""
-        return trace.snapshot.policies[trace.episode.policy].shadows
+        return trace.snapshot.policies[trace.episode.policy].has_shadows
 
     async def drain(self, timeout_s: float) -> None:
         """Wait for those under way, at most so long; the rest are cancelled, which settles them."""
@@ -180,7 +180,7 @@ class _Story:
                 failed = failed_event(attempt, error, since_ms(trace.started))
                 return (failed if self._books.store_texts else msgspec.structs.replace(failed, message="")), None
             usage = reply.usage
-            if usage is None or not is_told(usage, wrote=reply.output_text):
+            if usage is None or not is_told(usage, wrote=bool(reply.output_text)):
                 usage = await counted(attempt, reply)
             paid = attempt.paid(usage, reply.served, reply.service, reply.output_text)
         except asyncio.CancelledError:

@@ -181,6 +181,16 @@ class Protocol(HttpToolsProtocol):
                 self._head_timer = self.loop.call_later(HEAD_S, self._late)
         elif self._head_timer is not None:
             self._disarm()
+        cycle = self.cycle
+        if cycle is not None and cycle.response_complete and not (self._in_head and self._head_bytes):
+            self._rest()
+
+    def _rest(self) -> None:
+        """More of a body has come that was answered before its end. Nothing comes of it, so nothing else would end the
+        connection of a caller who then falls silent."""
+        if self.timeout_keep_alive_task is None and not self.transport.is_closing():
+            later = self.loop.call_later(self.timeout_keep_alive, self.timeout_keep_alive_handler)
+            self.timeout_keep_alive_task = later
 
     def on_headers_complete(self) -> None:
         self._in_head = False

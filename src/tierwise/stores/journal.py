@@ -286,16 +286,16 @@ class SqliteJournal:
             # `_awake` is cleared before the queue is emptied: whatever comes later sets it again.
             self._awake.wait(FORGET_EVERY_S)
             self._awake.clear()
-            self._hurry.wait(GATHER_S)
+            hurried = self._hurry.wait(GATHER_S)
             self._hurry.clear()
             self._written.flush()
-            stop = self._empty_queue()
+            stop = self._empty_queue(hurried)
             if stop is not None:
                 self._end(stop)
                 return
             self._forget()
 
-    def _empty_queue(self) -> _Stop | None:
+    def _empty_queue(self, hurried: bool) -> _Stop | None:
         batch: list[Thing] = []
         for _ in range(len(self._queue)):  # what comes meanwhile waits for the next round, so that each round ends
             item = self._queue.popleft()
@@ -303,7 +303,7 @@ class SqliteJournal:
                 batch.append(item)
                 if len(batch) < BATCH_ROWS:
                     continue
-            self._commit(batch)
+            self._commit(batch, hurried)
             batch = []
             if isinstance(item, _Stop):
                 return item
@@ -312,15 +312,16 @@ class SqliteJournal:
                     item.answer(item.work(self._connection))
                 except Exception as error:  # whatever it is, it belongs to whoever asked, and the writer lives on
                     item.answer(None, error)
-        self._commit(batch)
+        self._commit(batch, hurried)
         return None
 
-    def _commit(self, batch: list[Thing]) -> None:
-        """All of a batch, or none of it: what the disk did not take is counted to the row."""
+    def _commit(self, batch: list[Thing], hurried: bool) -> None:
+        """All of a batch, or none: what the disk did not take is counted to the row. `hurried`: a reader waits, or
+        many rows do."""
         if not batch:
             return
         try:
-            faults = write_down(self._connection, batch, int(self._clock()), self._hurry.is_set)
+            faults = write_down(self._connection, batch, int(self._clock()), lambda: hurried or self._hurry.is_set())
         except Exception as error:  # a full or failing disk, or a fault of ours: never the request's business
             self._lost(len(batch), f"{self.path}: {error}")
             return

@@ -35,7 +35,7 @@ LEDGER = Kind(
     anew=f"nothing can be promised about money; {RESTORE}",
     busy_ms=1_000,
     # Moving them takes two syncs more, for which the next commit waits: on a slow disk that must be rare.
-    checkpoint_pages=8_000,
+    checkpoint_bytes=32 << 20,
 )
 RESERVE_BYTES = 4 << 20
 
