@@ -266,3 +266,54 @@ async def test_the_head_of_the_next_request_has_its_own_time() -> None:
     connection.data_received(b"GET / HTTP/1.1\r\nho")
     assert connection.timeout_keep_alive_task is None
     connection.connection_lost(None)
+
+
+BAD = b"\x00 this is no request\r\n\r\n"
+
+
+@pytest.mark.parametrize("streams", [True, False], ids=["stream", "whole"])
+async def test_what_is_no_request_spoils_no_reply_that_is_under_way(tmp_path: Path, streams: bool) -> None:
+    asked = json.dumps(
+        {"model": "auto", "stream": streams, "messages": [{"role": "user", "content": "Hello"}]}
+    ).encode()
+    async with FakeUpstream() as one, Gateway(tmp_path, world(one)) as gateway:
+        reader, writer = await asyncio.open_connection("127.0.0.1", int(gateway.url.rsplit(":", 1)[1]))
+        writer.write(HEAD + b"content-length: %d\r\n\r\n" % len(asked) + asked + BAD + HEAD)
+        heard = await asyncio.wait_for(reader.read(), 20)
+        writer.close()
+    assert heard.startswith(b"HTTP/1.1 200") and heard.count(b"HTTP/1.1") == 1, heard
+    assert heard.endswith(b"data: [DONE]\n\n\r\n0\r\n\r\n" if streams else b"}"), heard
+
+
+async def test_a_body_that_breaks_off_in_rubbish_is_refused_and_never_within_its_reply() -> None:
+    started = asyncio.Event()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if scope["path"] == "/early":
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+            await send({"type": "http.response.body", "body": b"so far", "more_body": True})
+        started.set()
+        await receive()
+        await receive()
+
+    for path, refused in (("early", False), ("late", True)):
+        started.clear()
+        connection = connected(app)
+        wire: Mock = connection.transport._transport  # type: ignore[attr-defined]
+        head = b"POST /%s HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n1\r\na\r\n" % path.encode()
+        connection.data_received(head)
+        await started.wait()
+        connection.data_received(b"rubbish\r\n")
+        await asyncio.sleep(0)
+        written = b"".join(call.args[0] for call in wire.write.call_args_list)
+        assert (b"400" in written) == refused, written
+        assert wire.close.called
+        connection.connection_lost(None)
+        await asyncio.gather(*connection.tasks, return_exceptions=True)
+
+
+async def test_a_connection_on_which_nothing_ever_comes_is_let_go_of() -> None:
+    connection = connected(lambda *_: None)
+    assert connection.timeout_keep_alive_task is not None
+    connection.connection_lost(None)
+    assert connection.timeout_keep_alive_task is None

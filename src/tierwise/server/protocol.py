@@ -157,12 +157,14 @@ class Protocol(HttpToolsProtocol):
     _in_head = True
     _head_bytes = 0
     _head_timer: asyncio.TimerHandle | None = None
+    _deaf = False  # what comes is no request any more, and a reply is still under way
     answering: RequestResponseCycle  # the one whose handler runs; others may wait behind it
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         self._caller: Caller = _Caller(self)
         transport.set_write_buffer_limits(high=UNREAD_BYTES)
         super().connection_made(cast("asyncio.Transport", Joined(transport, self.loop)))
+        self._rest()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._disarm()
@@ -170,6 +172,8 @@ class Protocol(HttpToolsProtocol):
         self._caller.left()
 
     def data_received(self, data: bytes) -> None:
+        if self._deaf:
+            return
         if self._in_head and b"pgrade" in data:
             data = _without_offers(data)
         self._head_bytes += len(data)
@@ -186,8 +190,8 @@ class Protocol(HttpToolsProtocol):
             self._rest()
 
     def _rest(self) -> None:
-        """More of a body has come that was answered before its end. Nothing comes of it, so nothing else would end the
-        connection of a caller who then falls silent."""
+        """Nothing has come yet, or more of a body that was answered before its end: nothing else would end a connection
+        whose caller then is silent."""
         if self.timeout_keep_alive_task is None and not self.transport.is_closing():
             later = self.loop.call_later(self.timeout_keep_alive, self.timeout_keep_alive_handler)
             self.timeout_keep_alive_task = later
@@ -213,9 +217,27 @@ class Protocol(HttpToolsProtocol):
     def _late(self) -> None:
         self._refuse(b"408 Request Timeout", f"the head did not end in {HEAD_S:.0f} s")
 
+    def send_400_response(self, msg: str) -> None:
+        if not self._spared():
+            super().send_400_response(msg)
+
+    def _spared(self) -> bool:
+        """Whether a reply is under way, into which nothing else may be written. It is the last then, where its request
+        is here as a whole; else it cannot be told from a broken one."""
+        cycle = self.cycle
+        if cycle is None or cycle.response_complete:
+            return False
+        if not cycle.more_body:
+            self._deaf, cycle.keep_alive = True, False
+        elif cycle is self.answering and not cycle.response_started:
+            return False
+        else:
+            self.transport.close()
+        return True
+
     def _refuse(self, status: bytes, why: str) -> None:
         self._disarm()
-        if self.transport.is_closing():
+        if self.transport.is_closing() or self._spared():
             return
         body = (
             b'{"error":{"type":"invalid_request_error","code":"bad_head","message":"%s","param":null}}' % why.encode()
