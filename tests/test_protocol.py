@@ -317,3 +317,28 @@ async def test_a_connection_on_which_nothing_ever_comes_is_let_go_of() -> None:
     assert connection.timeout_keep_alive_task is not None
     connection.connection_lost(None)
     assert connection.timeout_keep_alive_task is None
+
+
+async def test_an_offer_is_declined_wherever_its_head_is_cut() -> None:
+    offer = b"connection: Upgrade, HTTP2-Settings\r\nhttp2-settings: AAMAAABk\r\nupgrade: h2c\r\n"
+    whole = HEAD + offer + b"content-length: %d\r\n\r\n" % len(BODY) + BODY
+    heard: list[tuple[list[bytes], bytes]] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        names = [name for name, _ in scope["headers"]]
+        heard.append((names, (await receive())["body"]))
+
+    cuts = range(whole.index(b"grade") + 5, len(whole) - len(BODY) + 1)
+    for cut in cuts:
+        connection = connected(app)
+        connection.data_received(whole[:cut])
+        connection.data_received(whole[cut:])
+        await asyncio.gather(*connection.tasks)
+        connection.connection_lost(None)
+    assert heard == [([b"host", b"content-type", b"connection", b"content-length"], BODY)] * len(cuts)
+
+
+async def test_an_offer_that_does_not_end_is_refused(tmp_path: Path) -> None:
+    async with FakeUpstream() as one, Gateway(tmp_path, world(one)) as gateway:
+        heard = await said(gateway, HEAD + b"upgrade: h2c\r\nx: ", b"a" * (protocol.HEAD_BYTES + 1))
+        assert heard.startswith(b"HTTP/1.1 431"), heard

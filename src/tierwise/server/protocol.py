@@ -157,6 +157,7 @@ class Protocol(HttpToolsProtocol):
     _in_head = True
     _head_bytes = 0
     _head_timer: asyncio.TimerHandle | None = None
+    _offer = b""  # of a head that offers more than we speak, and is not here as a whole
     _deaf = False  # what comes is no request any more, and a reply is still under way
     answering: RequestResponseCycle  # the one whose handler runs; others may wait behind it
 
@@ -174,10 +175,11 @@ class Protocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         if self._deaf:
             return
-        if self._in_head and b"pgrade" in data:
-            data = _without_offers(data)
         self._head_bytes += len(data)
-        super().data_received(data)
+        if self._in_head and (self._offer or b"pgrade" in data):
+            data = self._declined(data)
+        if data:
+            super().data_received(data)
         if self._in_head and self._head_bytes:  # a head has begun and has not ended
             if self._head_bytes > HEAD_BYTES:
                 self._refuse(b"431 Request Header Fields Too Large", f"the head is above {HEAD_BYTES} bytes")
@@ -188,6 +190,15 @@ class Protocol(HttpToolsProtocol):
         cycle = self.cycle
         if cycle is not None and cycle.response_complete and not (self._in_head and self._head_bytes):
             self._rest()
+
+    def _declined(self, data: bytes) -> bytes:
+        """Without an offer to speak another protocol; b"" until its head is here as a whole."""
+        data = self._offer + data
+        self._offer = b"" if b"\r\n\r\n" in data else data
+        if self._offer:
+            self._unset_keepalive_if_required()
+            return b""
+        return _without_offers(data)
 
     def _rest(self) -> None:
         """Nothing has come yet, or more of a body that was answered before its end: nothing else would end a connection
@@ -256,4 +267,4 @@ class Protocol(HttpToolsProtocol):
 
 def _without_offers(data: bytes) -> bytes:
     head, end, rest = data.partition(b"\r\n\r\n")
-    return _OFFERS.sub(b"", head + b"\r\n")[:-2] + end + rest if end else data
+    return _OFFERS.sub(b"", head + b"\r\n")[:-2] + end + rest
