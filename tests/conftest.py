@@ -29,6 +29,8 @@ settings.register_profile(
 )
 settings.load_profile("tierwise")
 
+pytest_plugins = ("tests.support.fixtures",)  # loaded after this file, which NumPy must find done
+
 FOREIGN_PREFIXES = ("TIERWISE_", "OLLAMA_", "VLLM_", "LM_STUDIO_", "LITELLM_")
 FOREIGN_SUFFIXES = ("_API_KEY", "_API_BASE", "_BASE_URL", "_PROXY", "_proxy", "_AUTH_TOKEN")
 

@@ -21,12 +21,6 @@ OURS = ("tierwise", "uvicorn", "aiohttp.client")
 
 
 @pytest.fixture
-async def upstream() -> AsyncIterator[FakeUpstream]:
-    async with FakeUpstream() as one:
-        yield one
-
-
-@pytest.fixture
 async def gateway(tmp_path: Path, upstream: FakeUpstream) -> AsyncIterator[Gateway]:
     async with Gateway(tmp_path, world(upstream)) as made:
         yield made

@@ -16,12 +16,6 @@ from tests.support.upstream import FakeUpstream
 
 
 @pytest.fixture
-async def upstream() -> AsyncIterator[FakeUpstream]:
-    async with FakeUpstream() as one:
-        yield one
-
-
-@pytest.fixture
 async def gateway(tmp_path: Path, upstream: FakeUpstream) -> AsyncIterator[Gateway]:
     async with Gateway(tmp_path, world(upstream)) as made:
         yield made

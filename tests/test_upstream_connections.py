@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import sys
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -18,20 +17,6 @@ from tierwise.core.ports import UpstreamError
 from tierwise.providers import pool
 from tierwise.providers.call import Call
 from tierwise.providers.http import HttpUpstream
-
-
-@pytest.fixture
-async def client() -> AsyncIterator[HttpUpstream]:
-    client = HttpUpstream(secret)
-    yield client
-    await client.close()
-
-
-@pytest.fixture
-async def upstream() -> AsyncIterator[FakeUpstream]:
-    async with FakeUpstream() as upstream:
-        yield upstream
-
 
 # ------------------------------------------------------------------------------------------------ connecting (U4)
 

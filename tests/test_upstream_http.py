@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import gzip
 import os
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -14,26 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.support import upstream as fake
-from tests.support.calls import KEY, call, failure, hurry, secret, whole
+from tests.support.calls import KEY, call, failure, hurry, whole
 from tests.support.upstream import FakeUpstream
 from tierwise.core.catalogue import Auth
 from tierwise.core.ports import UpstreamError
 from tierwise.providers.hiding import HIDDEN, Hiding
 from tierwise.providers.http import HttpUpstream
-
-
-@pytest.fixture
-async def client() -> AsyncIterator[HttpUpstream]:
-    client = HttpUpstream(secret)
-    yield client
-    await client.close()
-
-
-@pytest.fixture
-async def upstream() -> AsyncIterator[FakeUpstream]:
-    async with FakeUpstream() as upstream:
-        yield upstream
-
 
 # ------------------------------------------------------------------------------------------------ what goes out
 

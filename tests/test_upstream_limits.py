@@ -10,14 +10,14 @@ import asyncio
 import os
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.support import upstream as fake
-from tests.support.calls import call, failure, hurry, secret
+from tests.support.calls import call, failure, hurry
 from tests.support.upstream import FakeUpstream
 from tierwise.core.catalogue import Deadlines
 from tierwise.core.ports import UpstreamError
@@ -26,19 +26,6 @@ from tierwise.providers.http import HttpUpstream
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCE = Path(http.__file__).parents[2]  # of the code under test
-
-
-@pytest.fixture
-async def client() -> AsyncIterator[HttpUpstream]:
-    client = HttpUpstream(secret)
-    yield client
-    await client.close()
-
-
-@pytest.fixture
-async def upstream() -> AsyncIterator[FakeUpstream]:
-    async with FakeUpstream() as upstream:
-        yield upstream
 
 
 # ------------------------------------------------------------------------------------------------ deadlines

@@ -6,7 +6,7 @@ import asyncio
 import shutil
 import ssl
 import subprocess
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,13 +15,6 @@ from tests.support import upstream as fake
 from tests.support.calls import call, failure, hurry, secret, whole
 from tests.support.upstream import FakeUpstream
 from tierwise.providers.http import HttpUpstream
-
-
-@pytest.fixture
-async def client() -> AsyncIterator[HttpUpstream]:
-    client = HttpUpstream(secret)
-    yield client
-    await client.close()
 
 
 @pytest.fixture

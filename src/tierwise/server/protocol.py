@@ -193,12 +193,12 @@ class Protocol(HttpToolsProtocol):
 
     def _declined(self, data: bytes) -> bytes:
         """Without an offer to speak another protocol; b"" until its head is here as a whole."""
-        data = self._offer + data
-        self._offer = b"" if b"\r\n\r\n" in data else data
-        if self._offer:
+        head, end, rest = (self._offer + data).partition(b"\r\n\r\n")
+        self._offer = b"" if end else head
+        if not end:
             self._unset_keepalive_if_required()
             return b""
-        return _without_offers(data)
+        return _OFFERS.sub(b"", head + b"\r\n")[:-2] + end + rest
 
     def _rest(self) -> None:
         """Nothing has come yet, or more of a body that was answered before its end: nothing else would end a connection
@@ -263,8 +263,3 @@ class Protocol(HttpToolsProtocol):
         if self._head_timer is not None:
             self._head_timer.cancel()
             self._head_timer = None
-
-
-def _without_offers(data: bytes) -> bytes:
-    head, end, rest = data.partition(b"\r\n\r\n")
-    return _OFFERS.sub(b"", head + b"\r\n")[:-2] + end + rest
